@@ -1,0 +1,1 @@
+"""Adapter and the families, one file each."""

@@ -1,0 +1,100 @@
+"""Adapter: the part of an adapter that stands on one layer.
+
+An adapter module holds its own parameters and its mathematics, and nothing else: it knows neither its name nor the other
+adapters, and leaves switching, casting, merging and mixed batches to the adapted layer.
+What it must say is given twice, and both say the same:
+
+* :meth:`Adapter.forward`, as a layer around the layers below it, and
+* :meth:`Adapter.fold`, as what becomes of the weight.
+
+A method derives from a family (:mod:`peftcore.adapters.delta` and its neighbours), which writes both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.base_layers.base import BaseLayer
+from peftcore.config import PeftConfig
+from peftcore.exceptions import NotMergeableError
+
+#: What an adapter stands around: the frozen layer, or it and the adapters before.
+Below = Callable[..., Any]
+
+
+class Adapter(nn.Module):
+    """What one method adds to one layer.
+
+    ``state_dict()`` of :meth:`saved_module` is what the file holds for this layer, in the file's names.
+    Parameters train; what is saved but frozen is a buffer; what is neither is a non-persistent buffer.
+
+    Args:
+        base: The frozen layer.
+        config: The method's config as it holds for this layer (patterns applied).
+        shared: What the adapter holds once per model, or None.
+    """
+
+    #: Kinds of base layer that the mathematics is defined on.
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
+    #: Whether a weight can hold the adapter's effect; if not, :attr:`unmergeable_because` says why.
+    mergeable: ClassVar[bool] = True
+    #: Why the effect can't be folded, as the end of a sentence: "its output depends on …".
+    unmergeable_because: ClassVar[str] = ""
+    #: Whether it stands for the whole layer, so that no second one of its sort can be active beside it.
+    replaces_layer: ClassVar[bool] = False
+
+    base: BaseLayer
+
+    def __init__(self, base: BaseLayer, config: PeftConfig, shared: Any = None) -> None:
+        super().__init__()
+        self.base = base
+
+    @classmethod
+    def can_adapt(cls, base: BaseLayer) -> bool:
+        """Whether this class can stand on a layer; by default, whether the layer's kind is among :attr:`kinds`."""
+        return base.kind in cls.kinds
+
+    def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
+        """Run the layers below and add this adapter's effect.
+
+        Args:
+            below: Call it with (changed) inputs, once, for the output of what stands below.
+            *args, **kwargs: What the layer is called with; :meth:`cast` brings the first to the adapter's dtype.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward, or derive from a family that does")
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the weight and the bias with this adapter's effect in them; the arguments stay as they are.
+
+        Args:
+            weight: Canonical weight, with the effect of the adapters before.
+            bias: ``[out]``, or None.
+
+        Raises:
+            NotMergeableError: No weight can hold the effect.
+        """
+        raise NotMergeableError(f"{type(self).__name__} can't be merged: {self.unmergeable_because or 'it has no fold'}.")
+
+    def saved_module(self) -> nn.Module:
+        """Return the module whose state the file holds: this one, unless it only carries another."""
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the adapter computes, that of its first tensor."""
+        for tensor in self.parameters():
+            return tensor.dtype
+        for tensor in self.buffers():
+            return tensor.dtype
+        return self.base.dtype
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Bring an input to the adapter's dtype; integers (token ids) stay what they are."""
+        return x.to(self.dtype) if x.is_floating_point() else x
+
+    def extra_repr(self) -> str:
+        return f"kind={self.base.kind}"

@@ -1,0 +1,58 @@
+"""WeightDelta: W' = W + Δ, the family of methods that add something to a weight."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from peftcore.adapters.base import Adapter, Below
+
+#: Every kind whose weight a matrix can be added to.
+MATRIX_KINDS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "embedding", "attention", "parameter"})
+
+
+class WeightDelta(Adapter):
+    """An additive change of the weight.
+
+    The author writes :meth:`delta_weight`, and :meth:`delta_forward` where there is a cheaper way than the full matrix.
+    """
+
+    #: Whether Δ is computed from the frozen weight (then it must be the frozen one, not a merged one).
+    depends_on_weight: ClassVar[bool] = False
+
+    @abstractmethod
+    def delta_weight(self) -> Tensor:
+        """Return Δ, shaped as ``base.weight_shape`` or as ``base.matrix_shape``, in the adapter's dtype."""
+
+    def delta_forward(self, x: Tensor) -> Tensor:
+        """Return the output's change for an input: the layer's operation with Δ as its weight.
+
+        Must not change its input, and must equal ``base.apply(Δ, x)`` (plus :meth:`delta_bias`) when nothing is dropped out.
+
+        Args:
+            x: The layer's input, cast to the adapter's dtype if it is floating point.
+        """
+        output = self.base.apply(self.canonical_delta(), x)
+        bias = self.delta_bias()
+        return output if bias is None else self.base.add_bias(output, bias)
+
+    def delta_bias(self) -> Tensor | None:
+        """Return the change of the bias, ``[out]``, or None."""
+        return None
+
+    def canonical_delta(self) -> Tensor:
+        """Return Δ in the shape of the canonical weight."""
+        return self.delta_weight().reshape(self.base.weight_shape)
+
+    def forward(self, below: Below, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return the output below plus Δ's effect on the same input."""
+        return below(x, *args, **kwargs) + self.delta_forward(self.cast(x))
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return W + Δ and b + δ; a bias appears where there was none if δ does."""
+        delta_bias = self.delta_bias()
+        if delta_bias is not None:
+            bias = delta_bias if bias is None else bias + delta_bias
+        return weight + self.canonical_delta(), bias

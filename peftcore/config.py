@@ -1,0 +1,414 @@
+"""Configs: what a user asks of a method, checked when it is made, and carried as JSON.
+
+A method's config is a class that lists its options and their meaning; everything else is inherited::
+
+    class C3AConfig(LayerConfig, method="c3a"):
+        block_size: int = option(256, "Side of the circulant blocks.", at_least=1)
+
+The class line turns the class into a keyword-only dataclass, so no decorator is needed.
+Types are checked against the annotations and bounds against :func:`option`, when the config is made and again when it is
+used.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import copy
+import dataclasses
+import enum
+import functools
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, Union
+
+from typing_extensions import Self, dataclass_transform
+
+from peftcore.exceptions import CheckpointError, ConfigError
+from peftcore.peft_type import PeftType, TaskType
+
+CONFIG_NAME = "adapter_config.json"
+
+Value = TypeVar("Value")
+
+
+def option(
+    default: Value,
+    meaning: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    pattern: str | None = None,
+    extension: bool = False,
+) -> Value:
+    """Declare one field of a config: its default, its meaning and its bounds.
+
+    Args:
+        default: The default; a list, set or dict is copied for each config.
+        meaning: One sentence for the reader of the method's table and of the command line's help.
+        at_least, above, at_most, below: Bounds of a number; ``None`` values are not checked.
+        pattern: Name of the field whose patterns override this one for single layers (``r`` names ``"rank_pattern"``).
+        extension: HF PEFT has no such field; it is written to files only when it differs from its default.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    metadata = {"meaning": meaning, "bounds": bounds, "pattern": pattern, "extension": extension}
+    if isinstance(default, (list, set, dict)):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata=metadata)  # type: ignore[return-value]
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(option, dataclasses.field))
+@dataclasses.dataclass(kw_only=True)
+class PeftConfig:
+    """What every adapter's config holds, whatever its method.
+
+    A subclass states its method in its class line (``class MyConfig(LayerConfig, method="mine")``); a subclass without
+    one is a common base for several methods.
+
+    Raises:
+        ConfigError: A value has the wrong type or lies outside its bounds; the message names class, field and value.
+    """
+
+    #: The method's name, as in its entry point; None for a common base.
+    method: ClassVar[str | None] = None
+    #: Fields that other writers put into this method's files, and the value that asks for nothing.
+    foreign_defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Finds the config class of a method; set by the registry, which stands below this room.
+    find_class: ClassVar[Callable[[str], type[PeftConfig]] | None] = None
+
+    task_type: TaskType | None = option(None, "What the model is for; decides the class of the PeftModel.")
+    peft_type: PeftType | None = option(None, "The method; set by the config's class.")
+    auto_mapping: dict[str, Any] | None = option(None, "Class and library of the base model, for models without a task.")
+    peft_version: str | None = option(None, "Version of the library that wrote the file.")
+    base_model_name_or_path: str | None = option(None, "Where the base model came from.")
+    revision: str | None = option(None, "Revision of the base model.")
+    inference_mode: bool = option(False, "Whether the adapter is frozen when it is put into a model.")
+
+    def __init_subclass__(cls, method: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(kw_only=True)(cls)
+        if method is not None:
+            cls.method = method
+            PeftType.declare(method)
+
+    def __post_init__(self) -> None:
+        self._settle_types()
+        self.validate()
+
+    def _settle_types(self) -> None:
+        if isinstance(self.task_type, str) and not isinstance(self.task_type, TaskType):
+            if self.task_type not in TaskType.__members__:
+                known = ", ".join(TaskType.__members__)
+                raise ConfigError(f"{type(self).__name__}.task_type: {self.task_type!r} is no task type; known: {known}.")
+            self.task_type = TaskType[self.task_type]
+        if self.method is None:
+            self.peft_type = PeftType(self.peft_type) if isinstance(self.peft_type, str) else self.peft_type
+            return
+        declared = PeftType.declare(self.method)
+        if self.peft_type is not None and str(self.peft_type) != str(declared):
+            raise ConfigError(f"{type(self).__name__}.peft_type: this class is for {declared!s}, got {self.peft_type!s}.")
+        self.peft_type = declared
+
+    # ------------------------------------------------------------------------------------------ validation
+
+    def validate(self) -> None:
+        """Check every field's type and bounds; subclasses add what relates one field to another.
+
+        Raises:
+            ConfigError: See the class.
+        """
+        hints = _type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _fits(value, hints[field.name]):
+                wanted = _spell(hints[field.name])
+                self.refuse(field.name, f"must be {wanted}, got {value!r} ({type(value).__name__})")
+            self._check_bounds(field, value)
+
+    def _check_bounds(self, field: dataclasses.Field[Any], value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return
+        for bound, limit in field.metadata.get("bounds", {}).items():
+            if limit is not None and not _BOUNDS[bound](value, limit):
+                self.refuse(field.name, f"must be {bound.replace('_', ' ')} {limit}, got {value!r}")
+
+    def refuse(self, field: str, problem: str) -> typing.NoReturn:
+        """Raise the error that names this config's class and field.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{type(self).__name__}.{field}: {problem}.")
+
+    # ------------------------------------------------------------------------------------------------ JSON
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values: sets become sorted lists, enumerations strings."""
+        return {name: _plain(value) for name, value in self._written_fields()}
+
+    def _written_fields(self) -> Iterator[tuple[str, Any]]:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (field.metadata.get("extension") and value == _default_of(field)):
+                yield field.name, value
+
+    def to_json_string(self) -> str:
+        """Return the file's text: two spaces of indentation, sorted keys."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write ``adapter_config.json`` into a directory, which is made if need be."""
+        path = Path(save_directory)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CONFIG_NAME).write_text(self.to_json_string(), encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a config from a file's values; called on a base class, ``peft_type`` decides which.
+
+        A field that this version does not know is ignored where it holds its empty default.
+
+        Raises:
+            ConfigError: A wrong value, an unknown field that asks for something, or no (or another) ``peft_type``.
+            UnknownMethodError: No installed plugin provides the method.
+        """
+        target = cls._class_for(values)
+        known = {field.name for field in dataclasses.fields(target)}  # type: ignore[arg-type]
+        unknown = {name: value for name, value in values.items() if name not in known}
+        asking = sorted(name for name, value in unknown.items() if not target._asks_nothing(name, value))
+        if asking:
+            listed = ", ".join(f"{name}={unknown[name]!r}" for name in asking)
+            raise ConfigError(
+                f"{target.__name__} does not know {listed}. "
+                f"Update the plugin of method {target.method!r}, or remove what the adapter does not need from its config."
+            )
+        return target(**{name: copy.deepcopy(value) for name, value in values.items() if name in known})  # type: ignore[return-value]
+
+    @classmethod
+    def _class_for(cls, values: Mapping[str, Any]) -> type[PeftConfig]:
+        stated = values.get("peft_type")
+        if cls.method is not None:
+            return cls
+        if stated is None:
+            raise ConfigError(f"{cls.__name__}: the config names no peft_type, so its method is unknown.")
+        if PeftConfig.find_class is None:
+            raise ConfigError(f"{cls.__name__}: no registry is loaded; import peftcore first.")
+        return PeftConfig.find_class(str(stated))
+
+    @classmethod
+    def _asks_nothing(cls, name: str, value: Any) -> bool:
+        empty = value is None or value is False or (isinstance(value, (str, list, dict)) and not value)
+        return empty or (name in cls.foreign_defaults and value == cls.foreign_defaults[name])
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a config from a JSON file.
+
+        Raises:
+            CheckpointError: The file is missing or no JSON object.
+            ConfigError: As :meth:`from_dict`.
+        """
+        return cls.from_dict(read_json_object(Path(path)))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
+    ) -> Self:
+        """Read ``adapter_config.json`` from an adapter directory (or the hub); keywords override its fields."""
+        directory = Path(pretrained_model_name_or_path) / (subfolder or "")
+        return cls.from_dict({**read_json_object(directory / CONFIG_NAME), **kwargs})
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that must hold one JSON object.
+
+    Raises:
+        CheckpointError: There is no such file, or it holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist. An adapter directory holds {CONFIG_NAME} beside its weights.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(values).__name__}, not an object.")
+    return values
+
+
+class LayerConfig(PeftConfig):
+    """What every method that adapts layers of a model can be asked.
+
+    See :mod:`peftcore.targets` for how names, patterns and exclusions are read.
+    """
+
+    target_modules: str | set[str] | None = option(
+        None, "Modules to adapt: names or dotted suffixes, wildcards, one regular expression, or 'all-linear'."
+    )
+    exclude_modules: str | set[str] | None = option(None, "Modules to leave out, written as target_modules.")
+    layers_to_transform: int | list[int] | None = option(None, "Indices of the layers to adapt; all if None.")
+    layers_pattern: str | list[str] | None = option(None, "Name of the list of layers that the indices count.")
+    modules_to_save: list[str] | None = option(None, "Modules to train whole and to save with the adapter.")
+    target_parameters: list[str] | None = option(
+        None, "Parameters to adapt that belong to no supported layer, such as stacked experts.", extension=True
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = option(
+        None, "Rows of the input embedding (or of the embeddings named) to train.", extension=True
+    )
+    bias: str = option("none", "Which biases train: 'none', 'all', or '<method>_only' for the adapted layers.", extension=True)
+    ensure_weight_tying: bool = option(
+        False, "Let layers that share one weight share one adapter.", extension=True
+    )
+    canonical_modules: dict[str, Any] | None = option(
+        None, "Names of the parts of fused modules, e.g. {'qkv_proj': {'q_proj': 4, 'k_proj': 1, 'v_proj': 1}}.", extension=True
+    )
+
+    def _settle_types(self) -> None:
+        super()._settle_types()
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple, frozenset)):
+                setattr(self, name, _set_of_names(value, self.refuse, name))
+
+    def validate(self) -> None:
+        """Check the fields, and that they go together."""
+        super().validate()
+        allowed = ["none", "all", f"{self.method}_only"]
+        if self.bias not in allowed:
+            self.refuse("bias", f"must be one of {', '.join(allowed)}, got {self.bias!r}")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            self.refuse("layers_to_transform", "can't be combined with a regular expression in target_modules; put the indices into the expression")
+        if self.layers_pattern and self.layers_to_transform is None:
+            self.refuse("layers_pattern", "says where to count layers, so it needs layers_to_transform")
+
+    def for_layer(self, path: str) -> Self:
+        """Return the config as it holds for one layer, with ``rank_pattern`` and its like applied.
+
+        A pattern is a regular expression that must match the path's end, from a dot or from the start; the first wins.
+
+        Args:
+            path: The layer's dotted path in the model.
+        """
+        changed: dict[str, Any] = {}
+        for name, patterns in self._patterns():
+            hit = next((key for key in patterns if _ends_with(key, path)), None)
+            if hit is not None:
+                changed[name] = patterns[hit]
+        if not changed:
+            return self
+        special = copy.copy(self)
+        special.__dict__.update(changed)
+        return special
+
+    def _patterns(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for name, pattern in _pattern_fields(type(self)):
+            patterns = getattr(self, pattern)
+            if patterns:
+                yield name, patterns
+
+
+# --------------------------------------------------------------------------------------------- the checker
+
+_BOUNDS: dict[str, Callable[[float, float], bool]] = {
+    "at_least": lambda value, limit: value >= limit,
+    "above": lambda value, limit: value > limit,
+    "at_most": lambda value, limit: value <= limit,
+    "below": lambda value, limit: value < limit,
+}
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _pattern_fields(cls: type) -> tuple[tuple[str, str], ...]:
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return tuple((f.name, f.metadata["pattern"]) for f in fields if f.metadata.get("pattern"))
+
+
+@functools.cache
+def _path_end(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:.*\.)?(?:{pattern})")
+
+
+def _ends_with(pattern: str, path: str) -> bool:
+    return _path_end(pattern).fullmatch(path) is not None
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _set_of_names(names: Any, refuse: Callable[[str, str], typing.NoReturn], field: str) -> set[str]:
+    for name in names:
+        if not isinstance(name, str):
+            refuse(field, f"must hold names, got {name!r} ({type(name).__name__})")
+    return set(names)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    return str(value) if isinstance(value, str) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotation's type; an int counts as a float, a bool as neither."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if origin is tuple:
+        return _fits_tuple(value, parts)
+    if origin in (list, set):
+        return isinstance(value, origin) and all(_fits(item, parts[0]) for item in value)
+    if origin in (dict, collections.abc.Mapping):
+        return isinstance(value, Mapping) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _fits_tuple(value: Any, parts: tuple[Any, ...]) -> bool:
+    if not isinstance(value, (tuple, list)):
+        return False
+    if len(parts) == 2 and parts[1] is Ellipsis:
+        return all(_fits(item, parts[0]) for item in value)
+    return len(value) == len(parts) and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
+
+
+def _spell(hint: Any) -> str:
+    """Write an annotation as a person would."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_spell(part) for part in parts)
+    if origin is Literal:
+        return " or ".join(repr(part) for part in parts)
+    if hint is type(None):
+        return "None"
+    if parts:
+        return f"{origin.__name__} of {', '.join(_spell(part) for part in parts)}"  # type: ignore[union-attr]
+    return getattr(hint, "__name__", str(hint))
