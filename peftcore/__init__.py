@@ -1,0 +1,57 @@
+"""Parameter-efficient fine-tuning where every method is a plugin.
+
+Names that this module does not define itself are looked up in the installed plugins (see :mod:`peftcore.exports`).
+"""
+
+from typing import Any
+
+from peftcore.config import PeftConfig
+from peftcore.exports import find_export, loaded_exports
+from peftcore.functional import (
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    inspect_targets,
+    set_peft_model_state_dict,
+)
+from peftcore.hookspecs import hookimpl
+from peftcore.mappings import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_MIXED_MODEL_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peftcore.method import PeftMethod
+from peftcore.model import PeftModel
+from peftcore.peft_type import PeftType, TaskType
+from peftcore.registry import register_peft_method, unregister_peft_method
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PEFT_TYPE_TO_CONFIG_MAPPING",
+    "PEFT_TYPE_TO_MIXED_MODEL_MAPPING",
+    "PEFT_TYPE_TO_PREFIX_MAPPING",
+    "PEFT_TYPE_TO_TUNER_MAPPING",
+    "PeftConfig",
+    "PeftMethod",
+    "PeftModel",
+    "PeftType",
+    "TaskType",
+    "get_peft_model",
+    "get_peft_model_state_dict",
+    "hookimpl",
+    "inject_adapter_in_model",
+    "inspect_targets",
+    "register_peft_method",
+    "set_peft_model_state_dict",
+    "unregister_peft_method",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return find_export(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *loaded_exports()})

@@ -31,8 +31,8 @@ EXTENSIONS_GROUP = "peftcore.extensions"
 DISABLED_VARIABLE = "PEFTCORE_DISABLED_PLUGINS"
 
 _CORE = "peftcore"
-_METHOD_NAME = re.compile(r"[a-z][a-z0-9_]*")
-# The core's extras are generated from its plugins: ``peftcore-c3a>=0.1; extra == "c3a"``.
+_METHOD_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+# The core's extras are generated from its plugins: ``peftcore-<x>>=0.1; extra == "<x>"``.
 _EXTRA = re.compile(r"""^\s*(?P<distribution>[\w.-]+).*;.*\bextra\s*==\s*['"](?P<extra>[\w.-]+)['"]""")
 
 
@@ -48,7 +48,7 @@ def name_problem(name: object) -> str | None:
     """Say what keeps ``name`` from being a method's name, or None if nothing does."""
     if isinstance(name, str) and _METHOD_NAME.fullmatch(name):
         return None
-    return f"{name!r} is no method name: it takes lower-case letters, digits and '_', and starts with a letter"
+    return f"{name!r} is no method name: one is made of lower-case letters and digits, with single '_' between them"
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
@@ -72,7 +72,7 @@ def first_party_plugins(requirements: Iterable[str]) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------- claims
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Claim:
     """One entry point of one distribution, which says: the method of this name is mine."""
 
@@ -87,6 +87,16 @@ class Claim:
     def value(self) -> str:
         """The object reference that is loaded, ``package.module`` or ``package.module:object``."""
         return self.entry_point.value
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it claims a method, rather than being an extension."""
+        return self.entry_point.group == METHODS_GROUP
+
+    @property
+    def plugin(self) -> tuple[str, str]:
+        """What tells plugins apart: (distribution, object reference); claims of one plugin are loaded together."""
+        return canonical(self.distribution), self.value
 
     @functools.cached_property
     def distribution(self) -> str:
@@ -127,6 +137,11 @@ class Listing:
     disabled: tuple[Claim, ...]
     """Methods' and extensions' claims that :data:`DISABLED_VARIABLE` switches off."""
     findings: tuple[Finding, ...]
+
+    def method_claims(self) -> tuple[Claim, ...]:
+        """Return every claim to a method, disabled and rival ones too."""
+        enabled = (claim for claims in self.methods.values() for claim in claims)
+        return (*enabled, *(claim for claim in self.disabled if claim.is_method))
 
 
 def disabled_names(variable: str) -> frozenset[str]:
@@ -270,14 +285,16 @@ class Catalog:
         """Return (not raise) the error that says why there is no such method and what to do about it."""
         key = canonical(str(name))
         for claim in self.listing.disabled:
-            if canonical(claim.name) == key and claim.entry_point.group == METHODS_GROUP:
+            if canonical(claim.name) == key and claim.is_method:
                 return PluginDisabledError(
                     f"The method {key!r} of {claim} is switched off by {DISABLED_VARIABLE}. "
                     "Take it off that list, then restart, or call registry.refresh()."
                 )
         for finding in self.listing.findings:
             if canonical(finding.claim.name) == key:
-                return UnknownMethodError(f"{finding.claim} can't be used: {finding.problem}. Its author must rename it.")
+                return UnknownMethodError(
+                    f"{finding.claim} can't be used: {finding.problem}. Its author must rename it."
+                )
         return UnknownMethodError(f"No installed plugin provides the method {name!r}. {self._advice(key)}")
 
     def _advice(self, key: str) -> str:

@@ -6,8 +6,7 @@ A method's config is a class that lists its options and their meaning; everythin
         block_size: int = option(256, "Side of the circulant blocks.", at_least=1)
 
 The class line turns the class into a keyword-only dataclass, so no decorator is needed.
-Types are checked against the annotations and bounds against :func:`option`, when the config is made and again when it is
-used.
+Types are checked against the annotations and bounds against :func:`option`, when the config is made and when it is used.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ def option(
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {"meaning": meaning, "bounds": bounds, "pattern": pattern, "extension": extension}
     if isinstance(default, (list, set, dict)):
-        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)  # type: ignore[return-value]
-    return dataclasses.field(default=default, metadata=metadata)  # type: ignore[return-value]
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(option, dataclasses.field))
@@ -84,7 +83,9 @@ class PeftConfig:
 
     task_type: TaskType | None = option(None, "What the model is for; decides the class of the PeftModel.")
     peft_type: PeftType | None = option(None, "The method; set by the config's class.")
-    auto_mapping: dict[str, Any] | None = option(None, "Class and library of the base model, for models without a task.")
+    auto_mapping: dict[str, Any] | None = option(
+        None, "Class and library of the base model, for models without a task."
+    )
     peft_version: str | None = option(None, "Version of the library that wrote the file.")
     base_model_name_or_path: str | None = option(None, "Where the base model came from.")
     revision: str | None = option(None, "Revision of the base model.")
@@ -105,14 +106,18 @@ class PeftConfig:
         if isinstance(self.task_type, str) and not isinstance(self.task_type, TaskType):
             if self.task_type not in TaskType.__members__:
                 known = ", ".join(TaskType.__members__)
-                raise ConfigError(f"{type(self).__name__}.task_type: {self.task_type!r} is no task type; known: {known}.")
+                raise ConfigError(
+                    f"{type(self).__name__}.task_type: {self.task_type!r} is no task type; known: {known}."
+                )
             self.task_type = TaskType[self.task_type]
         if self.method is None:
             self.peft_type = PeftType(self.peft_type) if isinstance(self.peft_type, str) else self.peft_type
             return
         declared = PeftType.declare(self.method)
         if self.peft_type is not None and str(self.peft_type) != str(declared):
-            raise ConfigError(f"{type(self).__name__}.peft_type: this class is for {declared!s}, got {self.peft_type!s}.")
+            raise ConfigError(
+                f"{type(self).__name__}.peft_type: this class is for {declared!s}, got {self.peft_type!s}."
+            )
         self.peft_type = declared
 
     # ------------------------------------------------------------------------------------------ validation
@@ -186,9 +191,9 @@ class PeftConfig:
             listed = ", ".join(f"{name}={unknown[name]!r}" for name in asking)
             raise ConfigError(
                 f"{target.__name__} does not know {listed}. "
-                f"Update the plugin of method {target.method!r}, or remove what the adapter does not need from its config."
+                f"Update the plugin of method {target.method!r}, or take out of the config what the adapter does not need."
             )
-        return target(**{name: copy.deepcopy(value) for name, value in values.items() if name in known})  # type: ignore[return-value]
+        return target(**{name: copy.deepcopy(value) for name, value in values.items() if name in known})
 
     @classmethod
     def _class_for(cls, values: Mapping[str, Any]) -> type[PeftConfig]:
@@ -234,7 +239,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. An adapter directory holds {CONFIG_NAME} beside its weights.") from None
+        raise CheckpointError(
+            f"{path} does not exist. An adapter directory holds {CONFIG_NAME} beside its weights."
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(values, dict):
@@ -261,12 +268,14 @@ class LayerConfig(PeftConfig):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = option(
         None, "Rows of the input embedding (or of the embeddings named) to train.", extension=True
     )
-    bias: str = option("none", "Which biases train: 'none', 'all', or '<method>_only' for the adapted layers.", extension=True)
-    ensure_weight_tying: bool = option(
-        False, "Let layers that share one weight share one adapter.", extension=True
+    bias: str = option(
+        "none", "Which biases train: 'none', 'all', or '<method>_only' for the adapted layers.", extension=True
     )
+    ensure_weight_tying: bool = option(False, "Let layers that share one weight share one adapter.", extension=True)
     canonical_modules: dict[str, Any] | None = option(
-        None, "Names of the parts of fused modules, e.g. {'qkv_proj': {'q_proj': 4, 'k_proj': 1, 'v_proj': 1}}.", extension=True
+        None,
+        "Names of the parts of fused modules, e.g. {'qkv_proj': {'q_proj': 4, 'k_proj': 1, 'v_proj': 1}}.",
+        extension=True,
     )
 
     def _settle_types(self) -> None:
@@ -283,7 +292,10 @@ class LayerConfig(PeftConfig):
         if self.bias not in allowed:
             self.refuse("bias", f"must be one of {', '.join(allowed)}, got {self.bias!r}")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            self.refuse("layers_to_transform", "can't be combined with a regular expression in target_modules; put the indices into the expression")
+            self.refuse(
+                "layers_to_transform",
+                "can't be combined with a regular expression in target_modules; put the indices into the expression",
+            )
         if self.layers_pattern and self.layers_to_transform is None:
             self.refuse("layers_pattern", "says where to count layers, so it needs layers_to_transform")
 
@@ -324,13 +336,13 @@ _BOUNDS: dict[str, Callable[[float, float], bool]] = {
 
 
 @functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
+def _type_hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
 @functools.cache
-def _pattern_fields(cls: type) -> tuple[tuple[str, str], ...]:
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+def _pattern_fields(cls: Any) -> tuple[tuple[str, str], ...]:
+    fields = dataclasses.fields(cls)
     return tuple((f.name, f.metadata["pattern"]) for f in fields if f.metadata.get("pattern"))
 
 
@@ -410,5 +422,5 @@ def _spell(hint: Any) -> str:
     if hint is type(None):
         return "None"
     if parts:
-        return f"{origin.__name__} of {', '.join(_spell(part) for part in parts)}"  # type: ignore[union-attr]
+        return f"{origin.__name__} of {', '.join(_spell(part) for part in parts)}"
     return getattr(hint, "__name__", str(hint))

@@ -25,7 +25,7 @@ _members: dict[str, PeftType] = {}
 class _OpenEnum(type):
     """Gives a class the reading side of an enumeration, over the catalog."""
 
-    def __call__(cls, value: object) -> PeftType:  # type: ignore[override]
+    def __call__(cls, value: object) -> PeftType:
         """Return the member of a method's name, in any case, or of a member itself."""
         if isinstance(value, PeftType):
             return value

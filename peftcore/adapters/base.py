@@ -1,7 +1,7 @@
 """Adapter: the part of an adapter that stands on one layer.
 
-An adapter module holds its own parameters and its mathematics, and nothing else: it knows neither its name nor the other
-adapters, and leaves switching, casting, merging and mixed batches to the adapted layer.
+An adapter module holds its own parameters and its mathematics, and nothing else.
+It knows neither its name nor the other adapters, and leaves switching, casting, merging and mixed batches to the adapted layer.
 What it must say is given twice, and both say the same:
 
 * :meth:`Adapter.forward`, as a layer around the layers below it, and
@@ -77,7 +77,9 @@ class Adapter(nn.Module):
         Raises:
             NotMergeableError: No weight can hold the effect.
         """
-        raise NotMergeableError(f"{type(self).__name__} can't be merged: {self.unmergeable_because or 'it has no fold'}.")
+        raise NotMergeableError(
+            f"{type(self).__name__} can't be merged: {self.unmergeable_because or 'it has no fold'}."
+        )
 
     def saved_module(self) -> nn.Module:
         """Return the module whose state the file holds: this one, unless it only carries another."""
@@ -86,11 +88,9 @@ class Adapter(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the adapter computes, that of its first tensor."""
-        for tensor in self.parameters():
-            return tensor.dtype
-        for tensor in self.buffers():
-            return tensor.dtype
-        return self.base.dtype
+        first: Tensor | None = next(self.parameters(), None)
+        first = next(self.buffers(), None) if first is None else first
+        return self.base.dtype if first is None else first.dtype
 
     def cast(self, x: Tensor) -> Tensor:
         """Bring an input to the adapter's dtype; integers (token ids) stay what they are."""

@@ -22,6 +22,11 @@ class WeightDelta(Adapter):
     #: Whether Δ is computed from the frozen weight (then it must be the frozen one, not a merged one).
     depends_on_weight: ClassVar[bool] = False
 
+    @property
+    def subtractable(self) -> bool:
+        """Whether a merged Δ can be computed again and subtracted, so that no copy of the frozen weight is kept."""
+        return not self.depends_on_weight and self.delta_bias() is None
+
     @abstractmethod
     def delta_weight(self) -> Tensor:
         """Return Δ, shaped as ``base.weight_shape`` or as ``base.matrix_shape``, in the adapter's dtype."""
@@ -29,7 +34,7 @@ class WeightDelta(Adapter):
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return the output's change for an input: the layer's operation with Δ as its weight.
 
-        Must not change its input, and must equal ``base.apply(Δ, x)`` (plus :meth:`delta_bias`) when nothing is dropped out.
+        Must not change its input, and must equal ``base.apply(Δ, x)`` plus :meth:`delta_bias` when nothing is dropped.
 
         Args:
             x: The layer's input, cast to the adapter's dtype if it is floating point.

@@ -24,6 +24,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
+
+from peftcore.exceptions import MergeError, UnsupportedLayerError
 
 
 class BaseLayer(ABC):
@@ -36,24 +39,35 @@ class BaseLayer(ABC):
         in_features: Size of the feature dimension of the input (vocabulary of an embedding).
         out_features: Size of the feature dimension of the output.
         groups: Groups of a convolution, 1 elsewhere.
+        stack: Number of experts whose weights are stacked in the first dimension, 1 elsewhere.
     """
 
     #: What it is: linear, conv1d, conv2d, conv3d, embedding, attention, parameter, module …
     kind: ClassVar[str]
     #: Name of the weight in the layer, for those who read ``layer.weight`` from outside.
-    weight_name: ClassVar[str] = "weight"
+    weight_name: str = "weight"
+    #: Name of the bias in the layer; empty for kinds that have none of their own.
+    bias_name: ClassVar[str] = "bias"
     #: Whether apply(V + W, x) = apply(V, x) + apply(W, x): then deltas may act on the input one by one.
     additive: bool = True
-    #: Whether other code reads the weight and never calls the layer (torch's own attention does with ``out_proj``).
+    #: Whether other code reads weight and bias and never calls the layer, as torch's attention does with ``out_proj``.
+    #: Whoever plans the adapters sets it where :func:`peftcore.base_layers.attention.reads_weights` says so.
     read_by_owner: bool = False
+    #: The dimension of inputs and outputs along which rows of a batch lie.
+    batch_dim: int = 0
 
     layer: nn.Module
     in_features: int
     out_features: int
     groups: int = 1
+    stack: int = 1
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
+
+    def inner_layers(self) -> tuple[tuple[str, BaseLayer], ...]:
+        """Return the layers inside this one that must be adapted with it, as (attribute, view)."""
+        return ()
 
     # ------------------------------------------------------------------------------------------ the weight
 
@@ -89,9 +103,36 @@ class BaseLayer(ABC):
         """
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Tensor | None:
         """The layer's bias, ``[out]``, or None."""
-        return getattr(self.layer, "bias", None)
+        bias = getattr(self.layer, self.bias_name, None) if self.bias_name else None
+        return bias if isinstance(bias, Tensor) else None  # some modules keep a flag under this name
+
+    def set_bias_(self, bias: Tensor | None) -> None:
+        """Write the layer's bias, in place where it has one; None takes away what is there.
+
+        Where there was none, a frozen ``nn.Parameter`` is made, in the layer's dtype: to undo that, set None again.
+
+        Args:
+            bias: ``[out]``, or None.
+
+        Raises:
+            UnsupportedLayerError: Layers of this kind have no bias.
+            MergeError: The bias has another shape.
+        """
+        stored = self.bias
+        if bias is None and stored is None:
+            return
+        if not self.bias_name:
+            raise UnsupportedLayerError(f"A {type(self.layer).__name__} (kind {self.kind}) can't hold a bias.")
+        if bias is not None and stored is not None:
+            write_(stored, bias)
+            return
+        if bias is not None and self.out_features and bias.shape != (self.out_features,):
+            raise MergeError(f"A bias of shape {list(bias.shape)} does not fit {self.out_features} outputs.")
+        new = None if bias is None else bias.detach().to(device=self.device, dtype=self.dtype, copy=True)
+        holder, _ = innermost(self.layer, self.bias_name)
+        setattr(holder, self.bias_name, None if new is None else nn.Parameter(new, requires_grad=False))
 
     @property
     @abstractmethod
@@ -113,12 +154,14 @@ class BaseLayer(ABC):
     def apply(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer's operation with another canonical weight and no bias.
 
-        The weight may have another number of outputs (a low-rank factor ``[r, in, *kernel]``): stride, padding, dilation
-        and groups are the layer's.
+        The weight may have another number of outputs (a low-rank factor ``[r, in, *kernel]``): stride, padding,
+        dilation and groups are the layer's.
+        Layers that are not :attr:`additive` run whole, biases included, with a weight of the layer's own shape.
 
         Args:
             weight: ``[any, *weight_shape[1:]]``.
-            *args, **kwargs: What the layer is called with.
+            *args: What the layer is called with.
+            **kwargs: What the layer is called with.
         """
 
     def apply_pointwise(self, matrix: Tensor, features: Tensor) -> Tensor:
@@ -133,3 +176,97 @@ class BaseLayer(ABC):
     def add_bias(self, output: Tensor, bias: Tensor) -> Tensor:
         """Add a vector ``[out]`` along the feature dimension of an output."""
         return output + bias
+
+
+def innermost(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module behind adapted layers that has an attribute of its own, and the attribute's path from outside.
+
+    Two adapted layers stand around one module when two of its parameters are adapted. If no module has such an
+    attribute, the innermost one is returned.
+    """
+    path = name
+    while name not in module._parameters and name not in module.__dict__:
+        inside = module._modules.get("base_layer")
+        if inside is None:
+            break
+        module, path = inside, f"base_layer.{path}"
+    return module, path
+
+
+def write_(stored: Tensor, value: Tensor) -> None:
+    """Copy a value into a stored tensor (or a view of one), in the stored dtype; the tensor object stays.
+
+    Raises:
+        MergeError: The shapes differ; nothing was written.
+    """
+    if stored.shape != value.shape:
+        raise MergeError(f"A tensor of shape {list(value.shape)} does not fit the stored one, {list(stored.shape)}.")
+    # Weights made under torch.inference_mode() may be changed under it only; leaving it turns gradients on again.
+    with torch.inference_mode(stored.is_inference()), torch.no_grad():
+        stored.copy_(value)
+
+
+#: Dtypes in which layers compute directly; float8 and integers are storage that belongs to a quantisation backend.
+DENSE_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+
+
+class DenseLayer(BaseLayer):
+    """A layer whose weight is one plain floating-point parameter; a kind says how it is oriented and applied."""
+
+    #: Dimensions of the weight.
+    weight_dims: ClassVar[int] = 2
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        # Not by attribute: this runs for every layer of a model, and nn.Module's attributes are slow.
+        self._measure(layer._parameters[self.weight_name].shape)  # type: ignore[union-attr]
+
+    def _measure(self, stored: torch.Size) -> None:
+        """Derive the sizes from the stored weight's shape."""
+        self.out_features, self.in_features = stored
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Self | None:
+        """Return the view of a layer, or None if its weight is stored in a way that this class can't read.
+
+        Quantised, sharded, re-parametrised and lazy weights are such; an extension may know them.
+        """
+        return cls(layer) if is_dense(layer, cls.weight_name, cls.weight_dims) else None
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        return self.weight().shape
+
+    @property
+    def stored(self) -> Tensor:
+        """The weight as the layer stores it."""
+        stored: Tensor = getattr(self.layer, self.weight_name)
+        return stored
+
+    def weight(self) -> Tensor:
+        return self.stored
+
+    def add_(self, delta: Tensor) -> None:
+        weight = self.weight()
+        if delta.shape != weight.shape:
+            raise MergeError(f"A delta of shape {list(delta.shape)} does not fit a weight of {list(weight.shape)}.")
+        wide = torch.promote_types(weight.dtype, delta.dtype)
+        write_(weight, weight.detach().to(wide) + delta.detach().to(weight.device, wide))
+
+    def replace_(self, weight: Tensor) -> None:
+        write_(self.weight(), weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.stored.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.stored.device
+
+
+def is_dense(layer: nn.Module, name: str, dims: int) -> bool:
+    """Whether a layer's own parameter is a plain tensor of floating-point numbers with so many dimensions."""
+    weight = layer._parameters.get(name)
+    # The exact type: subclasses are quantised, sharded or not yet initialised.
+    return type(weight) is nn.Parameter and weight.dtype in DENSE_DTYPES and weight.dim() == dims

@@ -1,0 +1,396 @@
+"""AdaptedLayer: the module that stands in the model where the frozen layer stood.
+
+It owns what adapters leave to it: the order of the active ones, merging, casting back, mixed batches.
+
+**Composition.** The active adapters form an ordered list.
+The weight that acts is the frozen one, folded through the list in order: a delta, computed from the frozen weight, is
+added; a transform is applied.
+Forward, the merged weight and the mixed batch all follow this one definition.
+What trains a copy of a whole layer is called instead of it, and stands there alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.adapters.base import Adapter
+from peftcore.adapters.delta import WeightDelta
+from peftcore.base_layers.base import BaseLayer
+from peftcore.batches import batch_size, join_rows, take_rows
+from peftcore.call_state import BASE, CallState, Group, Rows
+from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError, NotMergeableError
+
+
+class AdapterDict(nn.Module):
+    """Adapters by name. Any name without a dot is a legal key, also one that :class:`torch.nn.ModuleDict` refuses."""
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self._modules[name]  # type: ignore[return-value]
+
+    def __setitem__(self, name: str, adapter: Adapter) -> None:
+        self._modules[name] = adapter
+
+    def __delitem__(self, name: str) -> None:
+        del self._modules[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def keys(self) -> Iterable[str]:
+        """Return the names."""
+        return self._modules.keys()
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen layer and the adapters on it.
+
+    Attributes:
+        base_layer: The frozen layer.
+        base: The view by which adapters see it.
+        adapters: What each adapter's method adds, by the adapter's name.
+        auxiliary: What each adapter trains beside its method (a bias, rows of an embedding, the whole layer), by name.
+        call_state: What holds for the current call on the model.
+
+    Any other attribute is the base layer's (``weight``, ``in_features`` …), or else a read-only view of the adapters'
+    attribute of that name: ``layer.scaling["default"]``.
+    """
+
+    def __init__(self, base: BaseLayer, call_state: CallState) -> None:
+        super().__init__()
+        self.base = base
+        self.call_state = call_state
+        self.base_layer = base.layer
+        self.adapters = AdapterDict()
+        self.auxiliary = AdapterDict()
+        self._active: tuple[str, ...] = ()
+        self._merged: tuple[str, ...] = ()
+        #: Adapters that act in forward, in order: active, and not folded into the weight already.
+        self._acting: tuple[Adapter, ...] = ()
+        #: Whether all that act are deltas, which may then act on the input one by one.
+        self._only_deltas = True
+        #: The frozen weight and bias, kept while something is merged that can't be subtracted again.
+        self._original: tuple[Tensor, Tensor | None] | None = None
+
+    # ------------------------------------------------------------------------------------------- contents
+
+    def parts(self, name: str) -> tuple[Adapter, ...]:
+        """Return what an adapter has on this layer, in the order in which it acts; nothing for an unknown name."""
+        return tuple(store[name] for store in (self.adapters, self.auxiliary) if name in store)
+
+    def names(self) -> list[str]:
+        """Return the names of the adapters that have a part on this layer."""
+        return list(dict.fromkeys([*self.adapters, *self.auxiliary]))
+
+    def place(self, name: str, adapter: Adapter, *, auxiliary: bool = False) -> None:
+        """Put a part of an adapter on this layer; it acts once it is active."""
+        (self.auxiliary if auxiliary else self.adapters)[name] = adapter
+        self._replan()
+
+    def detach(self, name: str) -> tuple[Adapter, ...]:
+        """Take an adapter off this layer and return its parts, weights and all; the base layer is as it was before it.
+
+        Raises:
+            AdapterNameError: The layer has no such adapter.
+        """
+        parts = self.parts(name)
+        if not parts:
+            raise AdapterNameError(f"This layer has no adapter {name!r}; it has {', '.join(self.names()) or 'none'}.")
+        others = [merged for merged in self._merged if merged != name]
+        if name in self._merged:
+            self.unmerge()
+        for store in (self.adapters, self.auxiliary):
+            if name in store:
+                del store[name]
+        self._active = tuple(active for active in self._active if active != name)
+        self._replan()
+        if others and not self._merged:
+            self.merge(others)
+        return parts
+
+    # --------------------------------------------------------------------------------------- what is active
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the active adapters that have a part here, in order."""
+        return list(self._active)
+
+    @property
+    def merged_adapters(self) -> list[str]:
+        """Names of the adapters that are folded into the weight, in order."""
+        return list(self._merged)
+
+    @property
+    def merged(self) -> bool:
+        """Whether any adapter is folded into the weight."""
+        return bool(self._merged)
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether the adapters are switched off."""
+        return not self.call_state.enabled
+
+    def get_base_layer(self) -> nn.Module:
+        """Return the frozen layer."""
+        return self.base_layer
+
+    def check_together(self, names: Iterable[str]) -> None:
+        """Check that adapters can be active together on this layer.
+
+        Raises:
+            CompositionError: One of them stands for the whole layer, so another has nothing to act on.
+        """
+        here = [name for name in dict.fromkeys(names) if self.parts(name)]
+        whole = next((name for name in here if any(part.replaces_layer for part in self.parts(name))), None)
+        if whole is not None and len(here) > 1:
+            other = next(name for name in here if name != whole)
+            raise CompositionError(
+                f"Adapter {whole!r} trains a copy of a whole {type(self.base_layer).__name__} "
+                f"(modules_to_save or bias), so {other!r} can't act on the same layer beside it. Activate one of them."
+            )
+
+    def activate(self, names: Sequence[str]) -> None:
+        """Make these adapters the active ones, in this order; those without a part here are passed over.
+
+        Raises:
+            CompositionError: See :meth:`check_together`; nothing has changed then.
+        """
+        self.check_together(names)
+        self._active = tuple(name for name in names if name in self.adapters or name in self.auxiliary)
+        self._replan()
+
+    def _replan(self) -> None:
+        self._acting = tuple(part for name in self._active for part in self._unmerged_parts(name))
+        self._only_deltas = self._are_deltas(self._acting)
+
+    def _unmerged_parts(self, name: str) -> Iterator[Adapter]:
+        return (part for part in self.parts(name) if part.replaces_layer or name not in self._merged)
+
+    def _are_deltas(self, parts: Iterable[Adapter]) -> bool:
+        return self.base.additive and all(isinstance(part, WeightDelta) for part in parts)
+
+    # -------------------------------------------------------------------------------------------- forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the frozen layer with what acts on it; arguments and result are those of the frozen layer."""
+        state = self.call_state
+        if state.rows is not None:
+            return self._forward_rows(state.rows, args, kwargs)
+        if not self._acting or not state.enabled:
+            return self.base_layer(*args, **kwargs)
+        if self._only_deltas:
+            return self._forward_deltas(self._acting, args, kwargs)
+        return self._forward_through(self._acting, args, kwargs)
+
+    def _forward_deltas(self, deltas: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        frozen = output = self.base_layer(*args, **kwargs)
+        for delta in deltas:
+            output = output + delta.delta_forward(delta.cast(args[0]))  # type: ignore[operator]
+        return output.to(frozen.dtype)
+
+    def _forward_through(self, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not parts:
+            return self.base_layer(*args, **kwargs)
+        if not self.base.additive and not any(part.replaces_layer for part in parts):
+            return self.base.apply(self._fold(parts)[0], *args, **kwargs)
+        below: Any = self.base_layer
+        for part in parts:
+            below = functools.partial(part, below)
+        return below(*args, **kwargs)
+
+    def _fold(self, parts: Iterable[Adapter]) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.base.weight(), self.base.bias
+        for part in parts:
+            weight, bias = part.fold(weight, bias)
+        return weight.to(self.base.dtype), bias
+
+    # --------------------------------------------------------------------------------------- mixed batches
+
+    def _forward_rows(self, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        batch = batch_size(self.base.batch_dim, args, kwargs)
+        groups = rows.groups(batch, args[0].device)
+        chosen = [self._parts_of(group) for group in groups]
+        if all(self._are_deltas(parts) for parts in chosen):
+            return self._forward_delta_rows(groups, chosen, args, kwargs)
+        outputs = []
+        for group, parts in zip(groups, chosen, strict=True):
+            some_args, some_kwargs = take_rows((args, kwargs), group.index, batch, self.base.batch_dim)
+            # What the layer holds inside (an attention's projections) is asked for this group's adapter alone.
+            with self.call_state.assigned(Rows.all_for(group.name)):
+                outputs.append(self._forward_through(parts, some_args, some_kwargs))
+        if len(outputs) == 1:
+            return outputs[0]
+        indices = [group.index for group in groups if group.index is not None]
+        return join_rows(outputs, torch.cat(indices).argsort(), [len(index) for index in indices], self.base.batch_dim)
+
+    def _parts_of(self, group: Group) -> tuple[Adapter, ...]:
+        return () if group.name == BASE else self.parts(group.name)
+
+    def _forward_delta_rows(
+        self,
+        groups: Sequence[Group],
+        chosen: Sequence[Sequence[Adapter]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        output = self.base_layer(*args, **kwargs)
+        for group, parts in zip(groups, chosen, strict=True):
+            for delta in parts:
+                x = args[0] if group.index is None else args[0][group.index]
+                change = delta.delta_forward(delta.cast(x)).to(output.dtype)  # type: ignore[operator]
+                output = output + change if group.index is None else output.index_add(0, group.index, change)
+        return output
+
+    # -------------------------------------------------------------------------------------------- merging
+
+    def merge(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Fold adapters into the frozen weight; those merged already are passed over.
+
+        Args:
+            adapter_names: Which, in order; the active ones if None.
+            safe_merge: Refuse a merged weight that is not finite, before anything is written.
+
+        Raises:
+            NotMergeableError: One of them can't be folded.
+            MergeError: The merged weight is not finite, or the storage can't hold it.
+        """
+        names = [
+            name for name in (self._active if adapter_names is None else adapter_names) if name not in self._merged
+        ]
+        names = [name for name in dict.fromkeys(names) if self.parts(name)]
+        parts = [part for name in names for part in self.parts(name) if not part.replaces_layer]
+        self._check_mergeable(parts)
+        if parts:
+            self._write_merged(parts, safe_merge)
+        self._merged += tuple(names)
+        self._replan()
+
+    @staticmethod
+    def _check_mergeable(parts: Iterable[Adapter]) -> None:
+        for part in parts:
+            if not part.mergeable:
+                raise NotMergeableError(
+                    f"{type(part).__name__} can't be merged into a weight: {part.unmergeable_because}. "
+                    "Keep the adapter in the model instead."
+                )
+
+    @torch.no_grad()
+    def _write_merged(self, parts: Sequence[Adapter], safe_merge: bool) -> None:
+        before = self._merged_parts()
+        if self._original is None and self._subtractable([*before, *parts]):
+            delta = self._sum_of_deltas(parts)
+            if safe_merge:
+                self._check_finite(self.base.weight() + delta)
+            self.base.add_(delta)
+            return
+        # Deltas are computed from the frozen weight, so it has to be in place while everything is folded anew.
+        self._restore_frozen(before)
+        try:
+            self._write_folded([*before, *parts], safe_merge)
+        except Exception:
+            if before:
+                self._write_folded(before, safe_merge=False)
+            raise
+
+    def _write_folded(self, parts: Sequence[Adapter], safe_merge: bool) -> None:
+        weight, bias = self._fold(parts)
+        if safe_merge:
+            self._check_finite(weight)
+        original = self.base.weight().clone(), None if self.base.bias is None else self.base.bias.detach().clone()
+        self._write(weight, bias)
+        self._original = original
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take out of the weight what is merged; nothing happens if nothing is."""
+        if self._merged:
+            self._restore_frozen(self._merged_parts())
+        self._merged = ()
+        self._replan()
+
+    def keep_merged(self) -> None:
+        """Forget how to take out what is merged: the merged weight is the layer's own from now on."""
+        self._original = None
+        self._active = tuple(name for name in self._active if name not in self._merged)
+        self._merged = ()
+        self._replan()
+
+    def _restore_frozen(self, merged: Sequence[Adapter]) -> None:
+        if self._original is not None:
+            self._write(*self._original)
+            self._original = None
+        elif merged:
+            self.base.add_(-self._sum_of_deltas(merged))
+
+    def _write(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.base.replace_(weight)
+        self.base.set_bias_(bias)
+
+    def _merged_parts(self) -> list[Adapter]:
+        return [part for name in self._merged for part in self.parts(name) if not part.replaces_layer]
+
+    @staticmethod
+    def _subtractable(parts: Iterable[Adapter]) -> bool:
+        return all(isinstance(part, WeightDelta) and part.subtractable for part in parts)
+
+    @staticmethod
+    def _sum_of_deltas(parts: Iterable[Adapter]) -> Tensor:
+        return functools.reduce(torch.add, [part.canonical_delta() for part in parts])  # type: ignore[operator]
+
+    def _check_finite(self, weight: Tensor) -> None:
+        if not weight.isfinite().all():
+            raise MergeError(
+                f"The merged weight of a {type(self.base_layer).__name__} would hold values that are not finite. "
+                "The adapter seems to be broken; nothing was merged."
+            )
+
+    # ------------------------------------------------------------------- what others ask the frozen layer for
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("base")
+            if base is None or name == "base_layer":
+                raise
+        if base.read_by_owner and name in (base.weight_name, "bias"):
+            return self._acting_parameter(name)
+        try:
+            return getattr(self.base_layer, name)
+        except AttributeError:
+            return self._view_of_adapters(name)
+
+    def _acting_parameter(self, name: str) -> Tensor | None:
+        """The weight or the bias as it acts now, for an owner that reads it and never calls this layer."""
+        parts: Sequence[Adapter] = self._acting if self.call_state.enabled else ()
+        rows = self.call_state.rows
+        if rows is not None:
+            if rows.only is None:
+                raise MixedBatchError(
+                    f"Another module reads the weights of a {type(self.base_layer).__name__} and never calls it, so "
+                    "its rows can't have different adapters. Adapt the module that holds it instead."
+                )
+            parts = self._parts_of(Group(rows.only, None))
+        weight, bias = self._fold(parts) if parts else (getattr(self.base_layer, self.base.weight_name), self.base.bias)
+        return bias if name == "bias" else weight
+
+    def _view_of_adapters(self, name: str) -> Mapping[str, Any]:
+        found = {
+            key: getattr(part, name) for key in self.adapters for part in (self.adapters[key],) if hasattr(part, name)
+        }
+        if not found:
+            raise AttributeError(
+                f"Neither {type(self.base_layer).__name__} nor an adapter on it has an attribute {name!r}."
+            )
+        return MappingProxyType(found)

@@ -1,0 +1,374 @@
+"""AdaptedModel: a user's model and the adapters in it.
+
+It holds one tuner per adapter and knows which adapters are active, so whatever concerns an adapter costs in proportion
+to the layers that this adapter stands on: not to the model, and not to the other adapters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from peftcore.adapted_layer import AdaptedLayer
+from peftcore.adapters.selective import Selective
+from peftcore.call_state import BASE, CallState
+from peftcore.checkpoint import LoadReport, load_adapter_state, rename_keys
+from peftcore.config import PeftConfig
+from peftcore.exceptions import AdapterNameError, CompositionError, NotMergeableError
+from peftcore.registry import registry
+from peftcore.slots import Placement
+from peftcore.targets import TargetReport
+from peftcore.tuner import Tuner
+
+#: Where a model that was adapted in place keeps its AdaptedModel; outside the module tree, which stays free of cycles.
+_HOST = "_peftcore_adapted_model"
+
+
+class AdaptedModel(nn.Module):
+    """A model with adapters in it; ``peft_model.base_model``.
+
+    Attributes:
+        model: The user's model, whose adapted layers stand in it.
+        tuners: One per adapter, by name.
+        call_state: What holds for the current call.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.tuners: dict[str, Tuner] = {}
+        self.call_state = CallState()
+        #: Shared state of the adapters that have some; here so that it moves with the model.
+        self.shared = nn.ModuleDict()
+        self._active: tuple[str, ...] = ()
+        #: Parameters of the user's model that trained before it was adapted.
+        self._trained_before: list[nn.Parameter] = []
+
+    @classmethod
+    def of(cls, model: nn.Module) -> AdaptedModel:
+        """Return the one that a model was adapted by, or a new one for a model without adapters."""
+        found = model.__dict__.get(_HOST)
+        if isinstance(found, AdaptedModel) and found.model is model:
+            return found
+        return cls(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the user's model."""
+        return self.model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+    # ------------------------------------------------------------------------------------------- adapters
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:
+        """The adapters' configs by name."""
+        return {name: tuner.config for name, tuner in self.tuners.items()}
+
+    def tuner(self, name: str) -> Tuner:
+        """Return an adapter's tuner.
+
+        Raises:
+            AdapterNameError: There is no such adapter.
+        """
+        if name not in self.tuners:
+            raise AdapterNameError(
+                f"There is no adapter {name!r}; the model has {', '.join(map(repr, self.tuners)) or 'none'}."
+            )
+        return self.tuners[name]
+
+    def check_new_name(self, name: str) -> None:
+        """Check that an adapter may be called so.
+
+        Raises:
+            AdapterNameError: It is taken, or no legal key.
+        """
+        if not isinstance(name, str) or not name or "." in name or name == BASE:
+            raise AdapterNameError(
+                f"{name!r} can't be an adapter's name: it must be a string, not empty, without dots, and not {BASE!r}."
+            )
+        if name in self.tuners:
+            raise AdapterNameError(f"The adapter {name!r} exists already. Delete it first, or choose another name.")
+
+    def prepare(self, name: str, config: PeftConfig, **build: Any) -> tuple[Tuner, TargetReport[Any] | None]:
+        """Plan and make an adapter outside the model, which does not change.
+
+        Args:
+            name: The new adapter's name.
+            config: Its config; a copy is kept.
+            **build: As :meth:`peftcore.tuner.Tuner.build` takes them.
+        """
+        self.check_new_name(name)
+        config.validate()
+        method = registry[str(config.peft_type)]
+        tuner_cls = registry.find_tuner_class(method.name)
+        tuner: Tuner = tuner_cls(self.model, name, copy.deepcopy(config), method)
+        return tuner, tuner.build(**build)
+
+    def insert(self, tuner: Tuner) -> None:
+        """Put a prepared adapter into the model; the first one becomes active and freezes the model."""
+        if not self.tuners:
+            self._freeze()
+        tuner.insert(self.call_state)
+        self.tuners[tuner.name] = tuner
+        if tuner.shared is not None:
+            self.shared._modules[tuner.name] = tuner.shared
+        _set_requires_grad(tuner, False)
+        if not self._active:
+            self.set_adapter(tuner.name)
+
+    def add_adapter(self, name: str, config: PeftConfig, **build: Any) -> TargetReport[Any] | None:
+        """Put a new adapter into the model; returns the report of what was matched.
+
+        Raises:
+            PeftCoreError: See :meth:`prepare`; the model is as before then.
+        """
+        tuner, report = self.prepare(name, config, **build)
+        self.insert(tuner)
+        return report
+
+    def load(
+        self,
+        name: str,
+        config: PeftConfig,
+        state: Mapping[str, Tensor],
+        *,
+        source: str = "",
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+        key_mapping: Mapping[str, str] | None = None,
+    ) -> LoadReport:
+        """Put a new adapter with given tensors into the model; the arguments are those of ``PeftModel.load_adapter``.
+
+        The tensors are loaded before anything in the model changes.
+        """
+        tuner, _ = self.prepare(
+            name,
+            config,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+            on_unmatched="ignore",
+        )
+        state = rename_keys(state, key_mapping or {})
+        state = registry.convert_checkpoint(tuner.method.name, state, tuner.config, source) or state
+        report = load_adapter_state(
+            tuner,
+            state,
+            strict=strict,
+            assign=low_cpu_mem_usage,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+        self.insert(tuner)
+        return report
+
+    def delete_adapter(self, name: str) -> None:
+        """Take an adapter out; layers without any other adapter are the frozen ones again.
+
+        If it was active alone, the first one left becomes active.
+        """
+        tuner = self.tuner(name)
+        tuner.remove()
+        del self.tuners[name]
+        self.shared._modules.pop(name, None)
+        remaining = [active for active in self._active if active != name]
+        self._active = tuple(remaining)
+        if not self.tuners:
+            self._thaw()
+        elif not remaining:
+            self.set_adapter(next(iter(self.tuners)))
+
+    def _freeze(self) -> None:
+        self.model.__dict__[_HOST] = self
+        self._trained_before = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in self._trained_before:
+            parameter.requires_grad_(False)
+
+    def _thaw(self) -> None:
+        for parameter in self._trained_before:
+            parameter.requires_grad_(True)
+        self._trained_before = []
+        self.model.__dict__.pop(_HOST, None)
+
+    # --------------------------------------------------------------------------------------- what is active
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the active adapters, in the order in which they act."""
+        return list(self._active)
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Make one or several adapters active, in this order; they train, all others do not.
+
+        Args:
+            adapter_name: One name, or several.
+            inference_mode: Activate without training.
+
+        Raises:
+            AdapterNameError: There is no such adapter.
+            CompositionError: They can't be active together.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
+        tuners = [self.tuner(name) for name in names]
+        layers = self._layers_of([*self._active, *names])
+        self._check_together(names, tuners, layers)
+        for name in self._active:
+            if name in self.tuners:
+                _set_requires_grad(self.tuners[name], False)
+        for layer in layers:
+            layer.activate(names)
+        for tuner in tuners:
+            _set_requires_grad(tuner, not (inference_mode or tuner.config.inference_mode))
+        self._active = tuple(names)
+
+    def _check_together(self, names: Sequence[str], tuners: Sequence[Tuner], layers: Iterable[AdaptedLayer]) -> None:
+        methods = {tuner.method.name: tuner.method for tuner in tuners}
+        alone = [method.name for method in methods.values() if not method.is_mixed_compatible]
+        if alone and len(methods) > 1:
+            raise CompositionError(
+                f"Method {alone[0]!r} can't be active together with {', '.join(sorted(set(methods) - {alone[0]}))}."
+            )
+        for layer in layers:
+            layer.check_together(names)
+
+    def _layers_of(self, names: Iterable[str]) -> list[AdaptedLayer]:
+        """Return the adapted layers on which any of these adapters stands, each once."""
+        layers: dict[int, AdaptedLayer] = {}
+        for name in dict.fromkeys(names):
+            if name in self.tuners:
+                layers.update((id(placement.layer), placement.layer) for placement in self.tuners[name].placements)
+        return list(layers.values())
+
+    def layers(self) -> list[AdaptedLayer]:
+        """Return all adapted layers."""
+        return self._layers_of(self.tuners)
+
+    def placements(self) -> Iterator[tuple[str, Placement]]:
+        """Yield (adapter's name, part) for every part of every adapter."""
+        for name, tuner in self.tuners.items():
+            for placement in tuner.placements:
+                yield name, placement
+
+    # -------------------------------------------------------------------------------------------- merging
+
+    def merge_adapter(
+        self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False, progressbar: bool = False
+    ) -> None:
+        """Fold adapters into the frozen weights; see :meth:`peftcore.adapted_layer.AdaptedLayer.merge`.
+
+        Args:
+            adapter_names: Which, in order; the active ones if None.
+            safe_merge: Refuse weights that would not be finite.
+            progressbar: Show the layers' progress on the terminal; needs tqdm.
+
+        Raises:
+            NotMergeableError: A method can't be merged; nothing was merged then.
+            MergeError: A weight would not be finite; nothing was merged then.
+        """
+        names = list(self._active if adapter_names is None else adapter_names)
+        for name in names:
+            self._check_mergeable(self.tuner(name))
+        done: list[tuple[AdaptedLayer, list[str]]] = []
+        try:
+            for layer in _progress(self._layers_of(names), progressbar):
+                done.append((layer, layer.merged_adapters))
+                layer.merge(names, safe_merge)
+        except Exception:
+            for layer, before in reversed(done):
+                _merge_just(layer, before)
+            raise
+
+    @staticmethod
+    def _check_mergeable(tuner: Tuner) -> None:
+        if tuner.changes_inputs:
+            raise NotMergeableError(
+                f"Adapter {tuner.name!r} ({tuner.method.name}) changes the model's inputs, which no weight can hold."
+            )
+        for placement in tuner.placements:
+            placement.layer._check_mergeable([placement.adapter])
+
+    def unmerge_adapter(self) -> None:
+        """Take out of the frozen weights what is merged."""
+        for layer in reversed(self.layers()):
+            layer.unmerge()
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Give the frozen model's own outputs for the time of the block; what is merged is taken out and put back."""
+        merged = [(layer, layer.merged_adapters) for layer in self.layers() if layer.merged]
+        for layer, _ in reversed(merged):
+            layer.unmerge()
+        try:
+            with self.call_state.disabled():
+                yield
+        finally:
+            for layer, names in merged:
+                layer.merge(names)
+
+    def unload(self) -> nn.Module:
+        """Take all adapters out and return the user's model as it was."""
+        self.unmerge_adapter()
+        self._active = ()
+        for name in list(self.tuners):
+            self.tuners.pop(name).remove()
+        self.shared._modules.clear()
+        self._thaw()
+        return self.model
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+    ) -> nn.Module:
+        """Fold adapters into the weights for good, take the adapters out, and return the user's model.
+
+        Args:
+            progressbar: Show the layers' progress on the terminal.
+            safe_merge: Refuse weights that would not be finite.
+            adapter_names: Which; the active ones if None.
+
+        Raises:
+            NotMergeableError, MergeError: As :meth:`merge_adapter`.
+        """
+        names = list(self._active if adapter_names is None else adapter_names)
+        self.merge_adapter(names, safe_merge, progressbar)
+        placements = [placement for name in names for placement in self.tuners[name].placements]
+        replaced = [(p, p.adapter) for p in placements if isinstance(p.adapter, Selective) and p.adapter.replaces_layer]
+        for layer in self.layers():
+            layer.keep_merged()
+        settled = [(placement.sites, adapter.settle()) for placement, adapter in replaced]
+        model = self.unload()
+        for sites, module in settled:
+            for parent, attribute in sites:
+                parent._modules[attribute] = module
+        return model
+
+
+def _progress(layers: list[AdaptedLayer], shown: bool) -> Iterable[AdaptedLayer]:
+    if not shown:
+        return layers
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    bar: Iterable[AdaptedLayer] = tqdm(layers, desc="Merging", unit="layer")
+    return bar
+
+
+def _merge_just(layer: AdaptedLayer, names: Sequence[str]) -> None:
+    """Bring a layer back to having just these adapters merged."""
+    if layer.merged_adapters != list(names):
+        layer.unmerge()
+        layer.merge(names)
+
+
+def _set_requires_grad(tuner: Tuner, trains: bool) -> None:
+    for parameter in tuner.parameters():
+        parameter.requires_grad_(trains)

@@ -1,0 +1,195 @@
+"""Selective: some entries of the model's own weights train, in copies; the frozen ones are never written to.
+
+What people know as ``modules_to_save``, ``bias=`` and ``trainable_token_indices`` are adapters of this family, so they
+switch, mix in a batch, are deleted and saved like all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from peftcore.adapters.base import Adapter, Below
+from peftcore.base_layers.base import BaseLayer
+from peftcore.exceptions import NotMergeableError, TargetError
+
+
+class Selective(Adapter):
+    """Trains copies of some entries of one layer's weights."""
+
+    def __init__(self, base: BaseLayer) -> None:
+        nn.Module.__init__(self)
+        self.base = base
+
+    def settle(self) -> nn.Module:
+        """Return the module that stands in the model for good once the adapter is merged and taken out.
+
+        Raises:
+            NotMergeableError: The adapter changes a weight instead, and is folded into it.
+        """
+        raise NotMergeableError(f"{type(self).__name__} replaces no module.")
+
+
+class ModuleCopy(Selective):
+    """A trained copy of a whole module, called instead of it (``modules_to_save``).
+
+    Args:
+        base: The module, whatever it is.
+        module: The copy, free of adapters.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"module"})
+    replaces_layer = True
+
+    def __init__(self, base: BaseLayer, module: nn.Module) -> None:
+        super().__init__(base)
+        self.module = module.requires_grad_(True)
+
+    def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
+        """Run the copy; what stands below is not asked."""
+        return self.module(*args, **kwargs)
+
+    def saved_module(self) -> nn.Module:
+        """Return the copy: the file holds it under the module's own names."""
+        return self.module
+
+    def settle(self) -> nn.Module:
+        """Return the copy."""
+        return self.module.requires_grad_(False)
+
+
+class ParameterCopies(Selective):
+    """Trained copies of some parameters of one module, in their place while it runs.
+
+    Args:
+        base: The module, whatever it is.
+        names: Names of its own parameters.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"module"})
+    replaces_layer = True
+
+    def __init__(self, base: BaseLayer, names: Sequence[str]) -> None:
+        super().__init__(base)
+        for name in names:
+            original = base.layer.get_parameter(name)
+            self.register_parameter(name, nn.Parameter(original.detach().clone()))
+
+    def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
+        """Run the module with the copies in the place of its parameters."""
+        return functional_call(self.base.layer, dict(self.named_parameters()), args, kwargs)
+
+    def settle(self) -> nn.Module:
+        """Return the module, with the copies in the place of its parameters."""
+        for name, copied in self.named_parameters():
+            setattr(self.base.layer, name, nn.Parameter(copied.detach(), requires_grad=False))
+        return self.base.layer
+
+
+class TrainedBias(Selective):
+    """A trained copy of a layer's bias."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+
+    def __init__(self, base: BaseLayer) -> None:
+        super().__init__(base)
+        if base.bias is None:
+            raise TargetError(f"A {type(base.layer).__name__} without a bias has none to train.")
+        self.bias = nn.Parameter(base.bias.detach().clone())
+
+    def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
+        """Return the output below, shifted by the difference between the copy and the frozen bias."""
+        assert self.base.bias is not None
+        return self.base.add_bias(below(*args, **kwargs), self.bias - self.base.bias)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Add the difference to the bias."""
+        assert self.base.bias is not None and bias is not None
+        return weight, bias + (self.bias - self.base.bias)
+
+
+class TrainedTokens(Selective):
+    """Trained copies of some rows of an embedding (``trainable_token_indices``).
+
+    Attributes:
+        trainable_tokens_delta: The rows as they are now, ``[tokens, dim]`` (not differences, whatever the name says).
+
+    Args:
+        base: The embedding.
+        tokens: The rows' indices; each once.
+
+    Raises:
+        TargetError: An index is negative, not in the vocabulary, or given twice.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"embedding"})
+
+    def __init__(self, base: BaseLayer, tokens: Sequence[int]) -> None:
+        super().__init__(base)
+        wrong = sorted({token for token in tokens if not 0 <= token < base.in_features})
+        if wrong or len(set(tokens)) != len(tokens) or not tokens:
+            raise TargetError(
+                f"trainable_token_indices must be distinct indices below {base.in_features}, got {list(tokens)!r}."
+            )
+        index = torch.tensor(list(tokens))
+        self.register_buffer("tokens", index, persistent=False)
+        order = index.argsort()
+        self.register_buffer("_sorted", index[order], persistent=False)
+        self.register_buffer("_order", order, persistent=False)
+        self.trainable_tokens_delta = nn.Parameter(self._frozen_rows(index))
+
+    tokens: Tensor
+    _sorted: Tensor
+    _order: Tensor
+
+    def _frozen_rows(self, index: Tensor) -> Tensor:
+        weight = self.base.weight().detach()
+        return weight[:, index.to(weight.device)].T.clone()
+
+    def forward(self, below: Below, ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return the output below, with the vectors of the trained tokens in their places."""
+        output = below(ids, *args, **kwargs)
+        place = torch.searchsorted(self._sorted, ids).clamp_(max=len(self._sorted) - 1)
+        hit = self._sorted[place] == ids
+        vectors = nn.functional.embedding(self._order[place], self.trainable_tokens_delta).to(output.dtype)
+        return torch.where(hit.unsqueeze(-1), vectors, output)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Write the rows, which are columns of the canonical weight."""
+        rows = self.trainable_tokens_delta.T.to(weight.dtype)
+        return weight.index_copy(1, self.tokens, rows), bias
+
+
+class TiedTokens(Selective):
+    """The rows that :class:`TrainedTokens` trains, on an output layer that shares the embedding's weight.
+
+    It holds nothing of its own: the rows belong to the embedding's adapter, and the file has them once.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
+
+    def __init__(self, base: BaseLayer, source: TrainedTokens) -> None:
+        super().__init__(base)
+        # Kept out of the module tree: the source stands there already.
+        self.__dict__["source"] = source
+
+    source: TrainedTokens
+
+    def forward(self, below: Below, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return the output below, with the trained tokens' logits computed from their rows."""
+        output = below(x, *args, **kwargs)
+        rows = self.source.trainable_tokens_delta
+        logits = nn.functional.linear(x.to(rows.dtype), rows).to(output.dtype)
+        bias = self.base.bias
+        if bias is not None:
+            logits = logits + bias[self.source.tokens]
+        return output.index_copy(-1, self.source.tokens, logits)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Write the rows."""
+        rows = self.source.trainable_tokens_delta
+        return weight.index_copy(0, self.source.tokens, rows.to(weight.dtype)), bias

@@ -1,0 +1,173 @@
+"""What an adapter trains beside its method: whole modules, biases, rows of the embedding.
+
+Each is planned as slots of the Selective family, so it switches, merges, mixes and is saved as everything else.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from peftcore import base_layers
+from peftcore.adapters.selective import ModuleCopy, ParameterCopies, TiedTokens, TrainedBias, TrainedTokens
+from peftcore.base_layers.base import BaseLayer
+from peftcore.base_layers.module import OpaqueLayer
+from peftcore.config import LayerConfig
+from peftcore.exceptions import ConfigError, TargetError
+from peftcore.slots import Sites, Slot, unwrap
+from peftcore.targets import Inventory, NearestNames, sites_of
+
+
+def plan_auxiliary(model: nn.Module, config: LayerConfig, main: Sequence[Slot]) -> list[Slot]:
+    """Return the slots for ``modules_to_save``, ``bias`` and ``trainable_token_indices``.
+
+    Args:
+        model: The user's model.
+        config: The adapter's config.
+        main: The slots of the method itself.
+
+    Raises:
+        TargetError: The model does not have what the config names.
+        ConfigError: Two wishes exclude each other.
+    """
+    return [
+        *_modules_to_save(model, config.modules_to_save or ()),
+        *_biases(model, config, main),
+        *_tokens(model, config, main),
+    ]
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, Sites]]:
+    """Yield (path, frozen module, where it stands) for every module below a model, shared ones once."""
+    for places in Inventory(model, unwrap):
+        yield places[0].path, places[0].module, sites_of(places)
+
+
+def _is_called(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+# ---------------------------------------------------------------------------------------- whole modules
+
+
+def _modules_to_save(model: nn.Module, names: Sequence[str]) -> Iterator[Slot]:
+    if not names:
+        return
+    found: set[str] = set()
+    for path, module, sites in _walk(model):
+        hits = [name for name in names if _is_called(path, name)]
+        found.update(hits)
+        if hits:
+            yield Slot(path, path, sites, OpaqueLayer(module), _copy_of, auxiliary=True)
+    for name in names:
+        if name not in found:
+            near = NearestNames(path for path, _, _ in _walk(model)).to_name(name)
+            advice = f" Did you mean {', '.join(near)}?" if near else ""
+            raise TargetError(f"modules_to_save names {name!r}, and the model has no such module.{advice}")
+
+
+def _copy_of(base: BaseLayer) -> ModuleCopy:
+    module = copy.deepcopy(unwrap(base.layer))
+    _strip(module)
+    return ModuleCopy(base, module)
+
+
+def _strip(module: nn.Module) -> None:
+    """Take other adapters out of a copy; they act on the original."""
+    for name, child in module.named_children():
+        module._modules[name] = unwrap(child)
+        _strip(unwrap(child))
+
+
+# ------------------------------------------------------------------------------------------------ biases
+
+
+def _biases(model: nn.Module, config: LayerConfig, main: Sequence[Slot]) -> Iterator[Slot]:
+    if config.bias == "none":
+        return
+    adapted = {id(slot.base.layer) for slot in main}
+    for slot in main:
+        if slot.base.kind not in TrainedBias.kinds:
+            raise ConfigError(
+                f"bias={config.bias!r} can't train the bias of {slot.path}, adapted as a whole ({slot.base.kind}). "
+                "Use bias='none', or leave that layer out."
+            )
+        if slot.base.bias is not None:
+            yield Slot(slot.path, f"{slot.path}.base_layer", slot.sites, slot.base, TrainedBias, auxiliary=True)
+    if config.bias == "all":
+        yield from _other_biases(model, adapted, config.modules_to_save or ())
+
+
+def _other_biases(model: nn.Module, adapted: set[int], saved: Sequence[str]) -> Iterator[Slot]:
+    for path, module, sites in _walk(model):
+        if id(module) in adapted or not sites or any(name in path.split(".") for name in saved):
+            continue
+        names = [
+            name for name in module._parameters if module._parameters[name] is not None and "bias" in f"{path}.{name}"
+        ]
+        if not names:
+            continue
+        base = base_layers.adapt(module)
+        if base is not None and names == ["bias"] and base.kind in TrainedBias.kinds:
+            yield Slot(path, path, sites, base, TrainedBias, auxiliary=True)
+        else:
+            copies = functools.partial(ParameterCopies, names=names)
+            yield Slot(path, path, sites, OpaqueLayer(module), copies, auxiliary=True)
+
+
+# ------------------------------------------------------------------------------------- rows of embeddings
+
+
+def _tokens(model: nn.Module, config: LayerConfig, main: Sequence[Slot]) -> Iterator[Slot]:
+    wanted = config.trainable_token_indices
+    if not wanted:
+        return
+    taken = {id(slot.base.layer) for slot in main}
+    for name, tokens in wanted.items() if isinstance(wanted, dict) else [(None, wanted)]:
+        path, module, sites = _embedding(model, name)
+        if id(module) in taken:
+            raise ConfigError(
+                f"{path} is adapted as a whole already; take it out of target_modules or drop trainable_token_indices."
+            )
+        yield from _tokens_of(model, path, module, sites, tokens)
+
+
+def _tokens_of(model: nn.Module, path: str, module: nn.Module, sites: Sites, tokens: Sequence[int]) -> Iterator[Slot]:
+    base = base_layers.adapt(module)
+    if base is None or base.kind != "embedding":
+        raise TargetError(f"trainable_token_indices needs an embedding; {path} is a {type(module).__name__}.")
+    rows = functools.cache(lambda: TrainedTokens(base, tokens))
+    yield Slot(path, f"{path}.token_adapter", sites, base, lambda _: rows(), auxiliary=True)
+    for head_path, head, head_sites in _tied_to(model, module):
+        yield Slot(head_path, "", head_sites, head, lambda base: TiedTokens(base, rows()), auxiliary=True)
+
+
+def _embedding(model: nn.Module, name: str | None) -> tuple[str, nn.Module, Sites]:
+    """Find the embedding that is named, or the model's input embedding."""
+    asked = getattr(model, "get_input_embeddings", None)
+    default = unwrap(asked()) if name is None and asked is not None else None
+    wanted = name or "embed_tokens"
+    for path, module, sites in _walk(model):
+        if module is default or (default is None and _is_called(path, wanted)):
+            return path, module, sites
+    near = NearestNames(path for path, _, _ in _walk(model)).to_name(wanted)
+    raise TargetError(
+        f"trainable_token_indices: the model has no embedding {wanted!r}. "
+        f"Name it, as in {{'{near[0] if near else 'embedding'}': [0, 1]}}."
+    )
+
+
+def _tied_to(model: nn.Module, embedding: nn.Module) -> Iterator[tuple[str, BaseLayer, Sites]]:
+    """Yield the output layer that shares the embedding's weight, if the model has one."""
+    asked = getattr(model, "get_output_embeddings", None)
+    head: Any = unwrap(asked()) if asked is not None and asked() is not None else None
+    if head is None or getattr(head, "weight", None) is not embedding.weight:
+        return
+    base = base_layers.adapt(head)
+    for path, module, sites in _walk(model):
+        if module is head and base is not None:
+            yield path, base, sites

@@ -1,0 +1,63 @@
+"""Rows of a batch: picked out of a layer's arguments and joined again in its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def batch_size(batch_dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Return how many rows a layer is called with: the size of its first tensor along the batch's dimension."""
+    first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    return first.shape[batch_dim]
+
+
+def take_rows(values: Any, index: Tensor | None, size: int, batch_dim: int) -> Any:
+    """Pick rows out of every tensor in a nested structure that has ``size`` rows; the rest passes unchanged."""
+
+    if index is None:
+        return values
+
+    def pick(tensor: Tensor) -> Tensor:
+        # A mask of an attention whose batch lies second still has its rows in front.
+        for dim in (batch_dim, 0):
+            if tensor.dim() > dim and tensor.shape[dim] == size:
+                return tensor.index_select(dim, index)
+        return tensor
+
+    return _map_tensors(pick, values)
+
+
+def join_rows(outputs: Sequence[Any], order: Tensor, sizes: Sequence[int], batch_dim: int) -> Any:
+    """Put the groups' results together, nested structures tensor by tensor, and their rows into the batch's order.
+
+    Args:
+        outputs: One result per group, all of one structure.
+        order: Where each row of the batch stands in the joined groups, ``[batch]``.
+        sizes: Rows of each group.
+        batch_dim: Where the rows lie; tensors that have theirs in front are seen by their sizes.
+    """
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        dim = batch_dim if all(t.dim() > batch_dim and t.shape[batch_dim] == n for t, n in zip(outputs, sizes)) else 0
+        return torch.cat(list(outputs), dim).index_select(dim, order)
+    if isinstance(first, Mapping):
+        return type(first)({key: join_rows([o[key] for o in outputs], order, sizes, batch_dim) for key in first})  # type: ignore[call-arg]
+    if isinstance(first, (list, tuple)):
+        items = [join_rows(column, order, sizes, batch_dim) for column in zip(*outputs, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    return first
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], values: Any) -> Any:
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, Mapping):
+        return type(values)({key: _map_tensors(change, value) for key, value in values.items()})  # type: ignore[call-arg]
+    if isinstance(values, (list, tuple)):
+        items = [_map_tensors(change, value) for value in values]
+        return type(values)(*items) if hasattr(values, "_fields") else type(values)(items)
+    return values

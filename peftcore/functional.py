@@ -1,0 +1,203 @@
+"""Functions over models: how adapters come in from the outside, and how their tensors go out.
+
+They work on a :class:`~peftcore.model.PeftModel` and on a model that was adapted in place alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from peftcore.adapted_model import AdaptedModel
+from peftcore.checkpoint import LoadReport, adapter_state, load_adapter_state, saved_tensors
+from peftcore.config import PeftConfig
+from peftcore.exceptions import CheckpointError, ConfigError
+from peftcore.model import OnUnmatched, PeftModel, refuse_arguments
+from peftcore.registry import registry
+from peftcore.targets import TargetReport
+from peftcore.tuner import LayerTuner, Tuner
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: PeftConfig | Mapping[str, Any] | str | os.PathLike[str],
+    adapter_name: str = "default",
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+    low_cpu_mem_usage: bool = False,
+    on_unmatched: OnUnmatched = "error",
+    **options: Any,
+) -> PeftModel:
+    """Put an adapter into a model and return the PeftModel that its task asks for.
+
+    Args:
+        model: The user's model; its layers are replaced in place.
+        peft_config: A config; or a method's name, with its options as keywords; or a config's values in a dict; or the
+            path of an ``adapter_config.json`` or of a directory that holds one.
+        adapter_name: What to call the adapter.
+        mixed: Accepted for HF PEFT's callers; adapters of different methods always go together here.
+        autocast_adapter_dtype: Keep float32 adapters on layers of a coarser dtype.
+        revision: The base model's, for the config.
+        low_cpu_mem_usage: Make adapters on the meta device, for weights that are loaded right after.
+        on_unmatched: What to do about targets that match nothing: "error", "warn" or "ignore".
+        **options: The method's options, where a name was given.
+
+    Raises:
+        PeftCoreError: The model is as before.
+    """
+    config = as_config(peft_config, options)
+    if revision is not None:
+        config.revision = revision
+    return PeftModel.class_for(config)(
+        model,
+        config,
+        adapter_name,
+        autocast_adapter_dtype=autocast_adapter_dtype,
+        low_cpu_mem_usage=low_cpu_mem_usage,
+        on_unmatched=on_unmatched,
+    )
+
+
+def as_config(
+    given: PeftConfig | Mapping[str, Any] | str | os.PathLike[str], options: Mapping[str, Any] | None = None
+) -> PeftConfig:
+    """Make a config of a method's name, a dict or a path; a config is returned as it is.
+
+    Raises:
+        ConfigError: It is none of these, or there are options beside something else than a method's name.
+    """
+    if isinstance(given, str) and given in registry:
+        return registry[given].config_cls(**dict(options or {}))
+    if options:
+        raise ConfigError(f"Options ({', '.join(options)}) go with a method's name; set them in the config instead.")
+    if isinstance(given, PeftConfig):
+        return given
+    if isinstance(given, Mapping):
+        return PeftConfig.from_dict(given)
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(
+            f"An adapter needs a PeftConfig, a dict, a method's name or a path, got {type(given).__name__}."
+        )
+    path = Path(given)
+    if path.is_dir():
+        return PeftConfig.from_pretrained(path)
+    if path.is_file():
+        return PeftConfig.from_json_file(path)
+    raise registry.catalog.absence(str(given))
+
+
+def inject_adapter_in_model(
+    peft_config: PeftConfig,
+    model: nn.Module,
+    adapter_name: str = "default",
+    low_cpu_mem_usage: bool = False,
+    state_dict: Mapping[str, Tensor] | None = None,
+    on_unmatched: OnUnmatched = "error",
+) -> nn.Module:
+    """Put an adapter into a model in place and return the model itself.
+
+    Args:
+        peft_config: The adapter's config.
+        model: The user's model, with or without adapters.
+        adapter_name: What to call the adapter.
+        low_cpu_mem_usage: Make the adapter on the meta device, for weights that are loaded right after.
+        state_dict: Tensors to load into it, strictly.
+        on_unmatched: What to do about targets that match nothing.
+
+    Raises:
+        PeftCoreError: The model is as before.
+    """
+    host = AdaptedModel.of(model)
+    if state_dict is not None:
+        host.load(adapter_name, peft_config, state_dict, source="", low_cpu_mem_usage=low_cpu_mem_usage)
+    else:
+        host.add_adapter(adapter_name, peft_config, low_cpu_mem_usage=low_cpu_mem_usage, on_unmatched=on_unmatched)
+    return model
+
+
+def inspect_targets(model: nn.Module, peft_config: PeftConfig) -> TargetReport[Any]:
+    """Report what a config would adapt in a model, and what it does not match; the model is only read.
+
+    Raises:
+        TargetError: The config asks for nothing at all.
+        ConfigError: The config's method has no targets.
+    """
+    peft_config.validate()
+    method = registry[str(peft_config.peft_type)]
+    tuner_cls = registry.find_tuner_class(method.name)
+    if not issubclass(tuner_cls, LayerTuner):
+        raise ConfigError(f"Method {method.name!r} adapts no layers, so it has no targets.")
+    return tuner_cls(_user_model(model), "", peft_config, method).report()
+
+
+def _user_model(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def get_peft_model_state_dict(
+    model: nn.Module, state_dict: Mapping[str, Tensor] | None = None, adapter_name: str = "default", **kwargs: Any
+) -> dict[str, Tensor]:
+    """Return an adapter's tensors under the names that its file has.
+
+    Args:
+        model: A PeftModel, or a model that was adapted in place.
+        state_dict: The model's own state dict to take the values from (a gathered one), by the live names.
+        adapter_name: Which adapter.
+
+    Raises:
+        AdapterNameError: There is no such adapter.
+    """
+    refuse_arguments(
+        "get_peft_model_state_dict", kwargs, {"unwrap_compiled": (False,), "save_embedding_layers": ("auto", False)}
+    )
+    tuner = AdaptedModel.of(_user_model(model)).tuner(adapter_name)
+    return adapter_state(tuner) if state_dict is None else _taken_from(state_dict, tuner, model)
+
+
+def _taken_from(state_dict: Mapping[str, Tensor], tuner: Tuner, model: nn.Module) -> dict[str, Tensor]:
+    """Take an adapter's tensors out of a state dict of the whole model, which has them by their live names."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    live = {key: f"{paths[id(owner)]}.{name}".lstrip(".") for key, owner, name in saved_tensors(tuner)}
+    lost = [name for name in live.values() if name not in state_dict]
+    if lost:
+        raise CheckpointError(
+            f"The state dict given lacks {lost[0]} and {len(lost) - 1} more tensors of adapter {tuner.name!r}."
+        )
+    return {key: state_dict[name] for key, name in live.items()}
+
+
+def set_peft_model_state_dict(
+    model: nn.Module,
+    peft_model_state_dict: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    ignore_mismatched_sizes: bool = False,
+    low_cpu_mem_usage: bool = False,
+    strict: bool = True,
+) -> LoadReport:
+    """Load tensors into an adapter that is in the model already.
+
+    Args:
+        model: A PeftModel, or a model that was adapted in place.
+        peft_model_state_dict: By the names that files have.
+        adapter_name: Which adapter.
+        ignore_mismatched_sizes: Leave wrongly shaped tensors as they were.
+        low_cpu_mem_usage: Take the given tensors themselves instead of copying their values.
+        strict: Refuse missing, unexpected and wrongly shaped tensors; otherwise report them.
+
+    Raises:
+        AdapterNameError: There is no such adapter.
+        CheckpointError: Something does not fit; the adapter is as before.
+    """
+    tuner = AdaptedModel.of(_user_model(model)).tuner(adapter_name)
+    return load_adapter_state(
+        tuner,
+        peft_model_state_dict,
+        strict=strict,
+        assign=low_cpu_mem_usage,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )

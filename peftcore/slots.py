@@ -1,0 +1,136 @@
+"""Slots: where the parts of an adapter are going to stand, planned before anything in the model changes.
+
+A slot says which layer, under which key the file holds it, and how its adapter module is made.
+Building the modules and putting them into the model come after, so a plan that fails has touched nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from peftcore.adapted_layer import AdaptedLayer
+from peftcore.adapters.base import Adapter
+from peftcore.base_layers.base import BaseLayer
+from peftcore.call_state import CallState
+
+#: Where a module stands: every (parent, attribute) that leads to it.
+Sites = tuple[tuple[nn.Module, str], ...]
+
+
+@dataclass
+class Slot:
+    """One planned part of an adapter.
+
+    Attributes:
+        path: The layer's dotted path in the user's model.
+        key: What the names of the part's tensors start with in a file.
+        sites: Where the layer stands.
+        base: The view of the layer.
+        make: Makes the adapter module for the view.
+        auxiliary: Whether it trains something beside the method (a bias, rows, a whole module).
+    """
+
+    path: str
+    key: str
+    sites: Sites
+    base: BaseLayer
+    make: Callable[[BaseLayer], Adapter]
+    auxiliary: bool = False
+
+
+@dataclass
+class Placement:
+    """One part of an adapter, made for its place, and put there by :func:`place`.
+
+    Attributes:
+        path, key, sites, base, auxiliary: As in :class:`Slot`.
+        adapter: The adapter module.
+        layer: The adapted layer on which it stands, once it does.
+    """
+
+    path: str
+    key: str
+    sites: Sites
+    base: BaseLayer
+    adapter: Adapter
+    auxiliary: bool
+    layer: AdaptedLayer = field(init=False)
+
+    @classmethod
+    def of(cls, slot: Slot, adapter: Adapter) -> Placement:
+        """Return the placement of a slot's adapter module."""
+        return cls(slot.path, slot.key, slot.sites, slot.base, adapter, slot.auxiliary)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the frozen module behind any adapted layers."""
+    while isinstance(module, AdaptedLayer):
+        module = module.base_layer
+    return module
+
+
+def wrappers(sites: Sites) -> Iterator[AdaptedLayer]:
+    """Yield the adapted layers that stand at a place, from the outside in."""
+    module: nn.Module | None = standing_at(sites)
+    while isinstance(module, AdaptedLayer):
+        yield module
+        module = module.base_layer
+
+
+def standing_at(sites: Sites) -> nn.Module:
+    """Return what stands at a place now."""
+    parent, attribute = sites[0]
+    return parent._modules[attribute]
+
+
+def place(placement: Placement, name: str, call_state: CallState) -> None:
+    """Put a part into the model, on the adapted layer that stands at its place or on a new one there."""
+    base, sites = placement.base, placement.sites
+    wanted = _identity(base)
+    layer = next((there for there in wrappers(sites) if _identity(there.base) == wanted), None)
+    if layer is None:
+        # Outermost, around what stands there: a frozen layer, or one of whose parameters is adapted already.
+        base.layer = standing_at(sites)
+        layer = AdaptedLayer(base, call_state)
+        layer.training = base.layer.training
+        for parent, attribute in sites:
+            parent._modules[attribute] = layer
+    elif layer.base.kind == "module":
+        # Until now only whole-module parts stood here, and those ask for nothing that this view lacks.
+        layer.base = base
+    if not layer.training:
+        placement.adapter.eval()
+    layer.place(name, placement.adapter, auxiliary=placement.auxiliary)
+    placement.layer = layer
+
+
+def _identity(base: BaseLayer) -> tuple[int, str]:
+    """What tells adapted layers at one place apart: the module, and which bare parameter of it if it is one."""
+    return id(unwrap(base.layer)), getattr(base, "parameter_name", "")
+
+
+def take_out(placement: Placement, name: str) -> None:
+    """Take a part out of the model; where nothing else is on the layer, the frozen layer goes back to its place."""
+    layer = placement.layer
+    if layer.parts(name):
+        layer.detach(name)
+    if layer.names():
+        return
+    for parent, attribute in placement.sites:
+        _replace(parent, attribute, layer)
+
+
+def _replace(parent: nn.Module, attribute: str, layer: AdaptedLayer) -> None:
+    """Put what is behind an adapted layer into its place, which may lie inside another adapted layer."""
+    outer = parent._modules[attribute]
+    if outer is layer:
+        parent._modules[attribute] = layer.base_layer
+        return
+    while isinstance(outer, AdaptedLayer):
+        if outer.base_layer is layer:
+            outer.base_layer = outer.base.layer = layer.base_layer
+            return
+        outer = outer.base_layer  # type: ignore[assignment]

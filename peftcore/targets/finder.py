@@ -1,0 +1,276 @@
+"""find_targets and find_parameters: one walk over the model, and a report of what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from peftcore.exceptions import TargetError
+from peftcore.targets.inventory import Inventory, Place, Unwrap, sites_of
+from peftcore.targets.matcher import ModuleMatcher, Reading
+from peftcore.targets.names import NamePatterns, last_component
+from peftcore.targets.nearest import NearestNames
+from peftcore.targets.report import Match, ParameterMatch, ParameterReport, TargetReport, Unsupported
+
+L = TypeVar("L")
+_SHOWN_INSIDE = 8
+_SUGGESTED = 20  # entries that get suggestions; a config that is wrong in more of them is for another model
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
+
+
+def find_targets(
+    model: nn.Module,
+    matcher: ModuleMatcher,
+    adapt: Callable[[nn.Module], L | None],
+    unwrap: Unwrap = _itself,
+    supported: str = "",
+) -> TargetReport[L]:
+    """Find the modules that a matcher means, in one walk; the model is only read.
+
+    A matched module may stand inside another matched one.
+
+    Args:
+        model: The user's model; the model itself is no target, for nothing holds it.
+        matcher: What is asked for.
+        adapt: Returns the view of a layer that can be adapted, and None for any other module.
+            It is called once for each module asked for; if an entry fails, also for modules to suggest.
+        unwrap: Returns the frozen module of an adapted layer, and any other module itself.
+        supported: The layers that can be adapted, for messages.
+
+    Returns:
+        The report; call its ``check`` to have failures raised.
+
+    Raises:
+        TargetError: Nothing is asked for, or both a fused module and a part of it.
+    """
+    if matcher.asks_nothing and matcher.may_be_empty:
+        return TargetReport(supported=supported, may_be_empty=True)
+    inventory = Inventory(model, unwrap)
+    head = _output_head(model, unwrap)
+    if matcher.asks_nothing:
+        raise _no_targets(inventory, head, adapt)
+    search = _Search(matcher, adapt)
+    for places in inventory:
+        if not (matcher.takes_all and places[0].module is head):
+            search.consider(places)
+    unmatched, hints = _Failures(matcher, search, inventory.paths()).collect()
+    return TargetReport(
+        tuple(search.matched),
+        unmatched=unmatched,
+        unsupported=search.refused(inventory),
+        hints=hints,
+        supported=supported,
+        may_be_empty=matcher.may_be_empty,
+    )
+
+
+def find_parameters(model: nn.Module, names: Sequence[str], unwrap: Unwrap = _itself) -> ParameterReport:
+    """Find parameters by their dotted names, in one walk; the model is only read.
+
+    Args:
+        model: The user's model.
+        names: Whole names, dotted suffixes (``experts.gate_up_proj``), or wildcards over the whole name.
+        unwrap: As for :func:`find_targets`.
+
+    Returns:
+        The report; a parameter of the model itself counts as unsupported, for nothing holds the model.
+    """
+    patterns = NamePatterns(list(names))
+    matched, unsupported, met, paths = [], [], set(), []
+    inventory = Inventory(model, unwrap)
+    for places in [[Place("", inventory.root, "", inventory.root)], *inventory]:
+        owner = places[0].module
+        for parameter in [name for name, value in owner._parameters.items() if value is not None]:
+            full = [f"{place.path}.{parameter}".lstrip(".") for place in places]
+            paths.extend(full)
+            entries = [entry for path in full for entry in patterns.fits(path)]
+            met.update(entries)
+            if entries and owner is inventory.root:
+                unsupported.append(
+                    Unsupported(full[0], entries[0], f"{type(owner).__name__} (the model itself)", fatal=True)
+                )
+            elif entries:
+                matched.append(ParameterMatch(places[0].path, sites_of(places), owner, parameter, entries[0]))
+    missing = patterns.unmet(met, paths)
+    unmatched = _suggest(missing, paths)
+    return ParameterReport(tuple(matched), unmatched=unmatched, unsupported=tuple(unsupported), may_be_empty=not names)
+
+
+@dataclass
+class _Search(Generic[L]):
+    """What the walk has found so far.
+
+    Attributes:
+        met: Entries of the targets that name something, be it left out for another reason.
+        excluding: Entries of the exclusions that had an effect.
+        adapted: Entries of what matched.
+        indices: Layer indices in the paths of what is asked for, allowed or not.
+        left: What is asked for and can't be adapted.
+    """
+
+    matcher: ModuleMatcher
+    adapt: Callable[[nn.Module], L | None]
+    matched: list[Match[L]] = field(default_factory=list)
+    left: list[tuple[Place, Reading]] = field(default_factory=list)
+    met: set[str] = field(default_factory=set)
+    adapted: set[str] = field(default_factory=set)
+    excluding: set[str] = field(default_factory=set)
+    indices: set[int] = field(default_factory=set)
+
+    def consider(self, places: list[Place]) -> None:
+        """Read what is asked of a module, and look at it if something is."""
+        reading = self.matcher.read([place.path for place in places])
+        if reading is None:
+            return
+        self.indices.update(reading.indices)
+        self.excluding.update(reading.excluding)
+        if not reading.outside:
+            self.met.update(reading.entries)
+        if not reading.left_out:
+            self._adapt(places, reading)
+
+    def _adapt(self, places: list[Place], reading: Reading) -> None:
+        path, module = places[0].path, places[0].module
+        layer = self.adapt(module)
+        if layer is None or not self.matcher.takes(layer):
+            self.left.append((places[0], reading))
+            return
+        self.matched.append(Match(path, sites_of(places), module, layer, reading.pattern, reading.parts))
+        self.adapted.update(reading.entries)
+
+    def refused(self, inventory: Inventory) -> tuple[Unsupported, ...]:
+        """Return what was asked for and can't be adapted; nothing of it was meant where layers were found by kind."""
+        if self.matcher.takes_all:
+            return ()
+        patterns, shown, refused = self.matcher.targets.patterns, set(), []
+        for place, reading in self.left:
+            fatal = any(patterns.is_name(entry) for entry in reading.entries) or self.adapted.isdisjoint(
+                reading.entries
+            )
+            class_name = type(place.module).__name__
+            inside: tuple[str, ...] = ()
+            if fatal and (reading.pattern, class_name) not in shown:
+                shown.add((reading.pattern, class_name))
+                inside = self._inside(place.path, inventory)
+            refused.append(Unsupported(place.path, reading.pattern, class_name, fatal, inside))
+        return tuple(refused)
+
+    def _inside(self, path: str, inventory: Inventory) -> tuple[str, ...]:
+        """Name what stands inside a container and could be adapted, as suffixes from the container's name on."""
+        start = len(path) - len(last_component(path))
+        names = (place for places in inventory for place in places if place.path.startswith(path + "."))
+        able = (place.path[start:] for place in names if self.adapt(place.module) is not None)
+        return tuple(name for name, _ in zip(able, range(_SHOWN_INSIDE), strict=False))
+
+
+@dataclass
+class _Failures:
+    """Entries that had no effect, each with the nearest names and, where one is known, the reason."""
+
+    matcher: ModuleMatcher
+    search: _Search[Any]
+    paths: list[str]
+    unmatched: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
+
+    def collect(self) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+        """Return the unmatched entries with their nearest names, and hints for some of them."""
+        self._targets()
+        self._exclusions()
+        self._layers()
+        return self.unmatched, self.hints
+
+    def _note(self, key: str, hint: str = "", nearest: tuple[str, ...] = ()) -> None:
+        self.unmatched[key] = nearest
+        if hint:
+            self.hints[key] = hint
+
+    def _names(self, paths: Iterable[str]) -> list[str]:
+        return [name for path in paths for name in self.matcher.names(path)]
+
+    def _targets(self) -> None:
+        patterns, met = self.matcher.targets.patterns, self.search.met
+        if met.issuperset(patterns.entries):
+            return
+        names = self._names(self.paths)
+        missing = patterns.unmet(met, self._names(filter(self.matcher.in_layers, self.paths)))
+        elsewhere = set(missing) - set(patterns.unmet(met, names))
+        for entry, nearest in _suggest(missing, names, patterns.is_regex).items():
+            filtered = "It names modules, but none in the layers of layers_to_transform." if entry in elsewhere else ""
+            self._note(entry, filtered or _list_hint(patterns, entry), nearest)
+
+    def _exclusions(self) -> None:
+        patterns, effective = self.matcher.exclude.patterns, self.search.excluding
+        if effective.issuperset(patterns.entries):
+            return
+        names = self._names(self.paths)
+        missing = patterns.unmet(effective, names)
+        for entry, nearest in _suggest(missing, names, patterns.is_regex).items():
+            self._note(f"exclude_modules={entry}", _list_hint(patterns, entry), nearest)
+        for entry in set(patterns.entries) - effective - set(missing):
+            if self._holds_targets(entry):
+                hint = (
+                    f"It is a module with targets inside, which stay; to leave those out, add '*{entry}.*' to a list."
+                )
+                self._note(f"exclude_modules={entry}", hint)
+
+    def _holds_targets(self, entry: str) -> bool:
+        patterns = self.matcher.exclude.patterns
+        if not patterns.is_name(entry):
+            return False
+        starts = tuple(path + "." for path in self.paths if entry in patterns.fits(path))
+        return any(match.path.startswith(starts) for match in self.search.matched)
+
+    def _layers(self) -> None:
+        absent = (self.matcher.layers or frozenset()) - self.search.indices
+        present = self.search.indices
+        hint = f"The targets stand in layers {min(present)} to {max(present)}." if present else ""
+        for index in sorted(absent):
+            self._note(f"layers_to_transform={index}", hint)
+
+
+def _list_hint(patterns: NamePatterns, entry: str) -> str:
+    """Explain to someone who gave one name as a str why it is not read as a suffix."""
+    is_name = patterns.is_regex and entry.replace(".", "").replace("_", "").isalnum()
+    return (
+        f"A str is a regular expression for whole names; to name modules by suffix, write [{entry!r}]."
+        if is_name
+        else ""
+    )
+
+
+def _suggest(missing: Collection[str], names: list[str], is_regex: bool = False) -> dict[str, tuple[str, ...]]:
+    if not missing or not names:
+        return dict.fromkeys(missing, ())
+    nearest = NearestNames(names)
+    return {
+        entry: nearest.to_entry(entry, is_regex) if position < _SUGGESTED else ()
+        for position, entry in enumerate(missing)
+    }
+
+
+def _output_head(model: nn.Module, unwrap: Unwrap) -> nn.Module | None:
+    """Return the module that turns hidden states into the vocabulary, if the model says which it is."""
+    ask = getattr(model, "get_output_embeddings", None)
+    try:
+        head = ask() if callable(ask) else None
+    except (AttributeError, NotImplementedError):  # models without a head answer so
+        return None
+    return unwrap(head) if isinstance(head, nn.Module) else None
+
+
+def _no_targets(inventory: Inventory, head: nn.Module | None, adapt: Callable[[nn.Module], L | None]) -> TargetError:
+    linear = (
+        last_component(places[0].path)
+        for places in inventory
+        if places[0].module is not head and getattr(adapt(places[0].module), "kind", None) == "linear"
+    )
+    names = list(dict.fromkeys(linear))
+    among = f" The model's linear layers are called: {', '.join(names[:12])}." if names else ""
+    return TargetError(f"No module is asked for. Set target_modules to a list of names, or to 'all-linear'.{among}")

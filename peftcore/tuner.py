@@ -1,0 +1,276 @@
+"""Tuner: one object per adapter, that puts it into the model, takes it out, and carries what spans layers.
+
+It works in three steps, and only the last touches the model: plan the slots, make the adapter modules, put them in.
+A method with nothing that spans layers needs no tuner of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftcore import base_layers
+from peftcore.adapters.base import Adapter
+from peftcore.adapters.fused import FusedDelta
+from peftcore.auxiliary import plan_auxiliary
+from peftcore.base_layers.attention import reads_weights
+from peftcore.base_layers.base import BaseLayer
+from peftcore.base_layers.parameter import ParameterLayer
+from peftcore.base_layers.rows import parts_of
+from peftcore.call_state import CallState
+from peftcore.config import LayerConfig, PeftConfig
+from peftcore.exceptions import ConfigError
+from peftcore.method import PeftMethod
+from peftcore.registry import registry
+from peftcore.slots import Placement, Slot, place, take_out, unwrap
+from peftcore.targets import Match, ModuleMatcher, TargetReport, find_parameters, find_targets
+
+#: dtypes in which training is too coarse; adapters on such layers are kept in float32 unless told otherwise.
+COARSE_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
+
+
+class Tuner:
+    """What an adapter is to the model that it stands in.
+
+    Args:
+        model: The user's model.
+        name: The adapter's name.
+        config: Its config.
+        method: Its method.
+    """
+
+    #: Whether the adapter changes what goes into the model rather than its layers.
+    changes_inputs: ClassVar[bool] = False
+
+    def __init__(self, model: nn.Module, name: str, config: PeftConfig, method: PeftMethod) -> None:
+        self.model = model
+        self.name = name
+        self.config = config
+        self.method = method
+        #: The parts, made by build and put into the model by insert.
+        self.placements: list[Placement] = []
+        #: What the adapter holds once per model, or None.
+        self.shared: nn.Module | None = None
+
+    def build(
+        self, *, low_cpu_mem_usage: bool = False, autocast_adapter_dtype: bool = True
+    ) -> TargetReport[Any] | None:
+        """Plan and make everything, outside the model; returns the report of what was matched.
+
+        Args:
+            low_cpu_mem_usage: Make the modules on the meta device, for weights that are loaded right after.
+            autocast_adapter_dtype: Keep float32 adapters on layers of a coarser dtype.
+
+        Raises:
+            TargetError: The model does not have what the config names.
+            ConfigError: The config does not go with a layer.
+        """
+        raise NotImplementedError
+
+    def insert(self, call_state: CallState) -> None:
+        """Put what was built into the model."""
+        with paused_collector():
+            for placement in self.placements:
+                place(placement, self.name, call_state)
+
+    def remove(self) -> None:
+        """Take the adapter out of the model."""
+        for placement in reversed(self.placements):
+            take_out(placement, self.name)
+        self.placements = []
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules that hold the adapter's tensors: the shared state, then one per part."""
+        if self.shared is not None:
+            yield self.shared
+        for placement in self.placements:
+            yield placement.adapter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that train."""
+        for module in self.modules():
+            yield from module.parameters()
+
+    def saved_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield (prefix of the file's keys, module whose state stands under it)."""
+        if self.shared is not None:
+            yield "base_model", self.shared
+        for placement in self.placements:
+            yield f"base_model.model.{placement.key}", placement.adapter.saved_module()
+
+    def extra_loss(self) -> Tensor | None:
+        """Return what the method adds to the task's loss, a scalar, or None."""
+        return None
+
+    def after_step(self, global_step: int) -> None:
+        """Let the method act after an optimizer's step (a change of ranks, a ramp)."""
+
+
+class LayerTuner(Tuner):
+    """Puts one adapter module on each layer that the config means."""
+
+    config: LayerConfig
+
+    def __init__(self, model: nn.Module, name: str, config: PeftConfig, method: PeftMethod) -> None:
+        if not isinstance(config, LayerConfig):
+            raise ConfigError(
+                f"{type(config).__name__} names no layers; the config of a method for layers derives from LayerConfig."
+            )
+        super().__init__(model, name, config, method)
+
+    # ------------------------------------------------------------------------------------------------ plan
+
+    def report(self) -> TargetReport[BaseLayer]:
+        """Find out which modules the config means; changes nothing and complains of nothing."""
+        config = self.config
+        adapter_cls = self.adapter_cls()
+        matcher = ModuleMatcher.from_config(config, self._default_targets(), may_be_empty=self._asks_for_more())
+        return find_targets(
+            self.model,
+            matcher,
+            adapt=lambda module: _supported_view(module, adapter_cls),
+            unwrap=unwrap,
+            supported=f"kinds {', '.join(sorted(adapter_cls.kinds))} for {config.method}, among {base_layers.SUPPORTED}",
+        )
+
+    def adapter_cls(self) -> type[Adapter]:
+        """Return the class of the method's adapter modules."""
+        assert self.method.adapter_cls is not None, "a method without adapter_cls brings its own tuner"
+        return self.method.adapter_cls
+
+    def _asks_for_more(self) -> bool:
+        config = self.config
+        return bool(config.target_parameters or config.modules_to_save or config.trainable_token_indices)
+
+    def _default_targets(self) -> Sequence[str] | None:
+        if self.config.target_modules is not None or self.config.exclude_modules or self.config.target_parameters:
+            return None
+        return registry.default_target_modules(self.method.name, model_type(self.model))
+
+    def plan(self, report: TargetReport[BaseLayer]) -> list[Slot]:
+        """Turn what was matched into slots.
+
+        Raises:
+            TargetError: Parameters, modules to save or tokens that the model does not have.
+        """
+        slots: dict[int, Slot] = {}
+        for match in report.matched:
+            for slot in self._slots_of(match):
+                slots.setdefault(id(slot.base.layer), slot)
+        main = [*slots.values(), *self._parameter_slots()]
+        return [*main, *plan_auxiliary(self.model, self.config, main)]
+
+    def _slots_of(self, match: Match[BaseLayer]) -> Iterator[Slot]:
+        base = match.layer
+        base.read_by_owner = base.read_by_owner or any(reads_weights(parent) for parent, _ in match.sites)
+        yield Slot(match.path, match.path, match.sites, base, self._maker(match.path, match.parts))
+        for attribute, inner in base.inner_layers():
+            path = f"{match.path}.{attribute}"
+            key = f"{match.path}.base_layer.{attribute}"
+            yield Slot(path, key, ((match.module, attribute),), inner, self._maker(path))
+
+    def _parameter_slots(self) -> Iterator[Slot]:
+        if not self.config.target_parameters:
+            return
+        found = find_parameters(self.model, self.config.target_parameters, unwrap=unwrap)
+        found.check("error")
+        by_owner: dict[int, list[Any]] = {}
+        for match in found.matched:
+            by_owner.setdefault(id(match.module), []).append(match)
+        for matches in by_owner.values():
+            for depth, match in enumerate(reversed(matches)):
+                key = match.path + ".base_layer" * depth
+                base = ParameterLayer(match.module, match.parameter)
+                yield Slot(match.path, key, match.sites, base, self._maker(match.name))
+
+    def _maker(self, path: str, parts: Sequence[str] = ()) -> Callable[[BaseLayer], Adapter]:
+        if parts:
+            return lambda base: self._fused(path, parts, base)
+        return lambda base: self._adapter(path, base)
+
+    def _adapter(self, path: str, base: BaseLayer) -> Adapter:
+        return self.adapter_cls()(base, self.config.for_layer(path), self.shared)
+
+    def _fused(self, path: str, parts: Sequence[str], base: BaseLayer) -> FusedDelta:
+        parent, _, fused = path.rpartition(".")
+        rows = parts_of(base, (self.config.canonical_modules or {})[fused])
+        return FusedDelta(
+            base,
+            {alias: rows[alias] for alias in parts},
+            lambda alias, part: self._adapter(f"{parent}.{alias}".lstrip("."), part),
+        )
+
+    # ----------------------------------------------------------------------------------------- build, insert
+
+    def build(
+        self, *, low_cpu_mem_usage: bool = False, autocast_adapter_dtype: bool = True, on_unmatched: str = "error"
+    ) -> TargetReport[BaseLayer]:
+        """Plan and make everything, outside the model; see :meth:`Tuner.build`."""
+        with paused_collector():
+            report = self.report()
+            report.check("warn" if on_unmatched == "error" and self._default_targets() is not None else on_unmatched)  # type: ignore[arg-type]
+            slots = self.plan(report)
+            self.shared = self.make_shared([slot.base for slot in slots if not slot.auxiliary])
+            for slot in slots:
+                adapter = self._make(slot, low_cpu_mem_usage, autocast_adapter_dtype)
+                self.placements.append(Placement.of(slot, adapter))
+        return report
+
+    def make_shared(self, bases: Sequence[BaseLayer]) -> nn.Module | None:
+        """Make what the adapter holds once per model, from all the layers that it is going to stand on."""
+        if self.method.shared_cls is None:
+            return None
+        shared: nn.Module = self.method.shared_cls(self.config, bases)
+        return shared
+
+    def _make(self, slot: Slot, low_cpu_mem_usage: bool, autocast_adapter_dtype: bool) -> Adapter:
+        device = torch.device("meta") if low_cpu_mem_usage else slot.base.device
+        with nullcontext() if device == torch.get_default_device() else device:
+            adapter = slot.make(slot.base)
+        if not slot.auxiliary:
+            _settle_dtype(adapter, slot.base.dtype, autocast_adapter_dtype)
+        return adapter
+
+
+registry.default_tuner_cls = LayerTuner
+
+
+def model_type(model: nn.Module) -> str:
+    """Return what a model's config calls its architecture, ``"custom"`` if it has none."""
+    config = getattr(model, "config", None)
+    found = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+    return found or "custom"
+
+
+def view_of(layer: nn.Module) -> BaseLayer | None:
+    """Return the view of a layer: a plugin's if one has it, else the core's own, else None."""
+    return registry.adapt_base_layer(layer) or base_layers.adapt(layer)
+
+
+def _supported_view(module: nn.Module, adapter_cls: type[Adapter]) -> BaseLayer | None:
+    base = view_of(module)
+    return base if base is not None and adapter_cls.can_adapt(base) else None
+
+
+def _settle_dtype(adapter: Adapter, layer_dtype: torch.dtype, autocast: bool) -> None:
+    """Bring an adapter to its layer's dtype, unless that is too coarse to train in."""
+    dtype = torch.float32 if autocast and layer_dtype in COARSE_DTYPES else layer_dtype
+    if dtype.is_floating_point and adapter.dtype != dtype:
+        adapter.to(dtype)
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Hold Python's garbage collector off while many modules are made that all stay; it would walk them over and over."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,161 @@
+"""LoraAdapter: two small factors whose product is added to a frozen weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.base_layers import BaseLayer
+from peftcore_lora import inits
+from peftcore_lora.config import LoraConfig
+from peftcore_lora.forms import form_for
+
+#: What can't be asked of which kinds, and why.
+_LIMITS = {
+    "lora_dropout": ({"attention", "parameter"}, "acts on the input, which does not pass through the adapter there"),
+    "lora_bias": ({"embedding", "parameter"}, "needs a layer with a bias"),
+}
+
+
+class Factor(nn.Module):
+    """Holds a factor under the names that files have: ``lora_A.weight``, ``lora_B.bias``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+
+class LoraAdapter(WeightDelta):
+    """Low-rank adaptation of one layer: Δ = s · B · A (arXiv 2106.09685).
+
+    Its parameters are ``lora_A.weight`` and ``lora_B.weight``, in the shapes of :mod:`peftcore_lora.forms`, and
+    ``lora_B.bias`` ``[out]`` with ``lora_bias``; on an embedding, ``lora_embedding_A`` ``[r, vocabulary]`` and
+    ``lora_embedding_B`` ``[dim, r]``.
+    Dropout acts on the layer's input, and so not on an embedding, whose input are token ids.
+
+    Attributes:
+        r: The rank.
+        lora_alpha: Numerator of the scaling.
+        scaling: s; may be set.
+
+    Raises:
+        ConfigError: The config does not go with the layer's kind, or the rank is no multiple of its groups.
+    """
+
+    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
+
+    def __init__(self, base: BaseLayer, config: LoraConfig, shared: None = None) -> None:
+        super().__init__(base, config, shared)
+        _check_kind(base, config)
+        self.r = config.r
+        self.lora_alpha = config.lora_alpha
+        self.scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        self.form = form_for(base, config)
+        drops_out = config.lora_dropout > 0 and base.kind != "embedding"
+        self.lora_dropout = nn.Dropout(config.lora_dropout) if drops_out else None
+        self._make_factors(config)
+
+    def _make_factors(self, config: LoraConfig) -> None:
+        init, shapes = config.init_lora_weights, self.form.shapes(self.base, self.r)
+        if self.base.kind == "embedding":
+            a, b = inits.embedding_factors(init, *shapes)
+            self.lora_embedding_A = None if a is None else nn.Parameter(a)
+            self.lora_embedding_B = nn.Parameter(b)
+            return
+        a, b = inits.factors(init, *shapes, self.r)
+        bias = inits.last(init, b.shape[:1], fan_in=b[0].numel()) if config.lora_bias else None
+        self.lora_A = None if a is None else Factor(a)
+        self.lora_B = Factor(b, bias)
+
+    def factors(self) -> tuple[Tensor | None, Tensor]:
+        """Return A and B; A is None where B is the full matrix."""
+        if self.base.kind == "embedding":
+            return self.lora_embedding_A, self.lora_embedding_B
+        return None if self.lora_A is None else self.lora_A.weight, self.lora_B.weight
+
+    def delta_weight(self) -> Tensor:
+        """Return s · B · A."""
+        a, b = self.factors()
+        return self.form.product(self.base, a, b * self.scaling)
+
+    def delta_forward(self, x: Tensor) -> Tensor:
+        """Return s · B · A · dropout(x), and the bias's share."""
+        if self.lora_dropout is not None:
+            x = self.lora_dropout(x)
+        output = self.form.act(self.base, *self.factors(), x, self.scaling)
+        bias = self.delta_bias()
+        return output if bias is None else self.base.add_bias(output, bias)
+
+    def delta_bias(self) -> Tensor | None:
+        """Return s times the bias of B, ``[out]``, or None."""
+        bias = None if self.base.kind == "embedding" else self.lora_B.bias
+        return None if bias is None else bias * self.scaling
+
+    def tied(self, base: BaseLayer, config: LoraConfig) -> TiedLoraAdapter:
+        """Return this adapter as it acts on another layer that stores the same weight.
+
+        Args:
+            base: The other layer, of this one's kind, or linear if this one is an embedding (a language model's head).
+            config: The config as it holds for the other layer; rank and scaling stay this adapter's.
+        """
+        return TiedLoraAdapter(base, config, self)
+
+    def extra_repr(self) -> str:
+        form = type(self.form).__name__.lower()
+        return f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}, form={form}"
+
+
+class TiedLoraAdapter(LoraAdapter):
+    """An adapter that acts a second time, on a layer that stores the same weight (transposed: an embedding and a head).
+
+    It holds nothing of its own, so one change trains both layers; files hold the factors under both layers' keys.
+    """
+
+    source: LoraAdapter
+
+    def __init__(self, base: BaseLayer, config: LoraConfig, source: LoraAdapter) -> None:
+        # Kept out of the module tree: the source stands there already.
+        self.__dict__["source"] = source
+        super().__init__(base, config)
+
+    def _make_factors(self, config: LoraConfig) -> None:
+        source = self.source
+        self.r, self.lora_alpha, self.scaling, self.form = source.r, source.lora_alpha, source.scaling, source.form
+
+    def factors(self) -> tuple[Tensor | None, Tensor]:
+        """Return the source's factors, as this layer has to see them."""
+        a, b = self.source.factors()
+        if self.base.kind == self.source.base.kind:
+            return a, b
+        return (None, b.t()) if a is None else (b.t(), a.t())
+
+    def delta_bias(self) -> None:
+        """Return None: a bias belongs to one layer."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The source's dtype."""
+        return self.source.dtype
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        name = "lora_embedding_{}" if self.base.kind == "embedding" else "lora_{}.weight"
+        for letter, factor in zip("AB", self.factors(), strict=True):
+            if factor is not None:
+                destination[prefix + name.format(letter)] = factor if keep_vars else factor.detach()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load nothing: the source reads the same numbers under its own keys."""
+
+
+def _check_kind(base: BaseLayer, config: LoraConfig) -> None:
+    layer = f"{type(base.layer).__name__} (kind {base.kind})"
+    for field, (kinds, reason) in _LIMITS.items():
+        if base.kind in kinds and getattr(config, field) and not (field == "lora_dropout" and config.inference_mode):
+            config.refuse(field, f"{reason}: leave it out, or exclude the {layer}")
+    if config.init_lora_weights == "orthogonal" and (base.kind.startswith("conv") or len(base.weight_shape) > 2):
+        config.refuse("init_lora_weights", f"'orthogonal' is defined for matrices only, and not for a {layer}")

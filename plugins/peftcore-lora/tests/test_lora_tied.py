@@ -1,0 +1,69 @@
+"""One adapter on two layers that store one weight: an embedding and the head of a language model."""
+
+import copy
+
+import pytest
+import torch
+from peftcore_lora import LoraAdapter, LoraConfig
+from torch import nn
+
+from peftcore.base_layers import adapt
+
+
+def tied(**options):
+    """An embedding's adapter with a Δ, and its second appearance on the head."""
+    embedding, head = nn.Embedding(11, 5), nn.Linear(5, 11, bias=False)
+    head.weight = embedding.weight
+    config = LoraConfig(r=3, lora_alpha=6, init_lora_weights=False, **options)
+    source = LoraAdapter(adapt(embedding), config)
+    return source, source.tied(adapt(head), LoraConfig(r=99))
+
+
+@pytest.mark.parametrize("options", [{}, {"full_matrix_if_smaller": True, "use_rslora": True}, {"use_rslora": True}])
+def test_both_layers_see_one_delta(options):
+    source, twin = tied(**options)
+    torch.testing.assert_close(twin.canonical_delta(), source.canonical_delta().T)
+    x = torch.randn(2, 5)
+    torch.testing.assert_close(twin.delta_forward(x), x @ source.canonical_delta())
+
+
+def test_layers_of_one_kind_see_it_untransposed():
+    source, _ = tied()
+    twin = source.tied(adapt(nn.Embedding(11, 5)), LoraConfig())
+    torch.testing.assert_close(twin.canonical_delta(), source.canonical_delta())
+    assert [*twin.state_dict()] == [*source.state_dict()]
+
+
+def test_the_parameters_belong_to_the_source_and_learn_from_both():
+    source, twin = tied()
+    assert not [*twin.parameters()]
+    twin.delta_forward(torch.randn(2, 5)).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in source.parameters())
+    with torch.no_grad():
+        source.lora_embedding_A.zero_()
+    assert not twin.canonical_delta().any()
+
+
+def test_a_file_holds_the_factors_under_both_layers_names():
+    source, twin = tied()
+    state = twin.state_dict()
+    torch.testing.assert_close(state["lora_A.weight"], source.lora_embedding_B.detach().T)
+    torch.testing.assert_close(state["lora_B.weight"], source.lora_embedding_A.detach().T)
+    before = source.canonical_delta()
+    twin.load_state_dict(state)
+    torch.testing.assert_close(source.canonical_delta(), before)
+
+
+def test_the_second_follows_where_the_first_goes():
+    source, twin = tied()
+    both = copy.deepcopy(nn.ModuleList([source, twin])).double()
+    assert both[1].dtype == torch.float64
+    torch.testing.assert_close(both[1].canonical_delta(), both[0].canonical_delta().T)
+    assert both[1].source is both[0]
+
+
+def test_loading_into_the_first_by_assignment_reaches_the_second():
+    source, twin = tied()
+    state = {key: torch.ones_like(tensor) for key, tensor in source.state_dict().items()}
+    source.load_state_dict(state, assign=True)
+    torch.testing.assert_close(twin.canonical_delta(), torch.full((11, 5), 6.0))
