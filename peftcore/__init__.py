@@ -5,7 +5,16 @@ Names that this module does not define itself are looked up in the installed plu
 
 from typing import Any
 
-from peftcore.config import PeftConfig
+from peftcore.auto import (
+    AutoPeftModel,
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForFeatureExtraction,
+    AutoPeftModelForQuestionAnswering,
+    AutoPeftModelForSeq2SeqLM,
+    AutoPeftModelForSequenceClassification,
+    AutoPeftModelForTokenClassification,
+)
+from peftcore.config import LayerConfig, PeftConfig, option
 from peftcore.exports import find_export, loaded_exports
 from peftcore.functional import (
     get_peft_model,
@@ -25,6 +34,14 @@ from peftcore.method import PeftMethod
 from peftcore.model import PeftModel
 from peftcore.peft_type import PeftType, TaskType
 from peftcore.registry import register_peft_method, unregister_peft_method
+from peftcore.tasks import (
+    PeftModelForCausalLM,
+    PeftModelForFeatureExtraction,
+    PeftModelForQuestionAnswering,
+    PeftModelForSeq2SeqLM,
+    PeftModelForSequenceClassification,
+    PeftModelForTokenClassification,
+)
 
 __version__ = "0.1.0"
 
@@ -33,9 +50,23 @@ __all__ = [
     "PEFT_TYPE_TO_MIXED_MODEL_MAPPING",
     "PEFT_TYPE_TO_PREFIX_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
+    "AutoPeftModel",
+    "AutoPeftModelForCausalLM",
+    "AutoPeftModelForFeatureExtraction",
+    "AutoPeftModelForQuestionAnswering",
+    "AutoPeftModelForSeq2SeqLM",
+    "AutoPeftModelForSequenceClassification",
+    "AutoPeftModelForTokenClassification",
+    "LayerConfig",
     "PeftConfig",
     "PeftMethod",
     "PeftModel",
+    "PeftModelForCausalLM",
+    "PeftModelForFeatureExtraction",
+    "PeftModelForQuestionAnswering",
+    "PeftModelForSeq2SeqLM",
+    "PeftModelForSequenceClassification",
+    "PeftModelForTokenClassification",
     "PeftType",
     "TaskType",
     "get_peft_model",
@@ -43,6 +74,7 @@ __all__ = [
     "hookimpl",
     "inject_adapter_in_model",
     "inspect_targets",
+    "option",
     "register_peft_method",
     "set_peft_model_state_dict",
     "unregister_peft_method",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,23 +20,26 @@ from peftcore.base_layers.module import OpaqueLayer
 from peftcore.config import LayerConfig
 from peftcore.exceptions import ConfigError, TargetError
 from peftcore.slots import Sites, Slot, unwrap
-from peftcore.targets import Inventory, NearestNames, sites_of
+from peftcore.targets import Inventory, NearestNames, OnUnmatched, sites_of
 
 
-def plan_auxiliary(model: nn.Module, config: LayerConfig, main: Sequence[Slot]) -> list[Slot]:
+def plan_auxiliary(
+    model: nn.Module, config: LayerConfig, main: Sequence[Slot], on_unmatched: OnUnmatched = "error"
+) -> list[Slot]:
     """Return the slots for ``modules_to_save``, ``bias`` and ``trainable_token_indices``.
 
     Args:
         model: The user's model.
         config: The adapter's config.
         main: The slots of the method itself.
+        on_unmatched: What to do about modules to save that the model does not have.
 
     Raises:
         TargetError: The model does not have what the config names.
         ConfigError: Two wishes exclude each other.
     """
     return [
-        *_modules_to_save(model, config.modules_to_save or ()),
+        *_modules_to_save(model, config.modules_to_save or (), on_unmatched),
         *_biases(model, config, main),
         *_tokens(model, config, main),
     ]
@@ -54,7 +58,7 @@ def _is_called(path: str, name: str) -> bool:
 # ---------------------------------------------------------------------------------------- whole modules
 
 
-def _modules_to_save(model: nn.Module, names: Sequence[str]) -> Iterator[Slot]:
+def _modules_to_save(model: nn.Module, names: Sequence[str], on_unmatched: OnUnmatched) -> Iterator[Slot]:
     if not names:
         return
     found: set[str] = set()
@@ -64,10 +68,13 @@ def _modules_to_save(model: nn.Module, names: Sequence[str]) -> Iterator[Slot]:
         if hits:
             yield Slot(path, path, sites, OpaqueLayer(module), _copy_of, auxiliary=True)
     for name in names:
-        if name not in found:
+        if name not in found and on_unmatched != "ignore":
             near = NearestNames(path for path, _, _ in _walk(model)).to_name(name)
             advice = f" Did you mean {', '.join(near)}?" if near else ""
-            raise TargetError(f"modules_to_save names {name!r}, and the model has no such module.{advice}")
+            message = f"modules_to_save names {name!r}, and the model has no such module.{advice}"
+            if on_unmatched == "error":
+                raise TargetError(message)
+            warnings.warn(message, stacklevel=2)
 
 
 def _copy_of(base: BaseLayer) -> ModuleCopy:

@@ -17,7 +17,6 @@ def batch_size(batch_dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 def take_rows(values: Any, index: Tensor | None, size: int, batch_dim: int) -> Any:
     """Pick rows out of every tensor in a nested structure that has ``size`` rows; the rest passes unchanged."""
-
     if index is None:
         return values
 
@@ -42,7 +41,11 @@ def join_rows(outputs: Sequence[Any], order: Tensor, sizes: Sequence[int], batch
     """
     first = outputs[0]
     if isinstance(first, Tensor):
-        dim = batch_dim if all(t.dim() > batch_dim and t.shape[batch_dim] == n for t, n in zip(outputs, sizes)) else 0
+        dim = (
+            batch_dim
+            if all(t.dim() > batch_dim and t.shape[batch_dim] == n for t, n in zip(outputs, sizes, strict=True))
+            else 0
+        )
         return torch.cat(list(outputs), dim).index_select(dim, order)
     if isinstance(first, Mapping):
         return type(first)({key: join_rows([o[key] for o in outputs], order, sizes, batch_dim) for key in first})  # type: ignore[call-arg]

@@ -70,7 +70,7 @@ class Rows:
         repeats, rest = divmod(len(first), len(self.names)) if self.names else (0, 1)
         if rest or not repeats:
             raise MixedBatchError(
-                f"adapter_names holds {len(self.names)} names, but the batch has {len(first)} rows. Give one name per row."
+                f"adapter_names holds {len(self.names)} names, but the batch has {len(first)} rows. Give one per row."
             )
         tokens = first.shape[1] if first.dim() > 1 else 1
         self.multiples = frozenset({1, repeats, repeats * tokens})

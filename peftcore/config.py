@@ -6,7 +6,7 @@ A method's config is a class that lists its options and their meaning; everythin
         block_size: int = option(256, "Side of the circulant blocks.", at_least=1)
 
 The class line turns the class into a keyword-only dataclass, so no decorator is needed.
-Types are checked against the annotations and bounds against :func:`option`, when the config is made and when it is used.
+Types are checked against the annotations and bounds against :func:`option`, when a config is made and when it is used.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class PeftConfig:
         Raises:
             ConfigError: See the class.
         """
-        hints = _type_hints(type(self))
+        hints = _type_hints(type(self))  # type: ignore[arg-type]  # a class can be hashed though its instances can't
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _fits(value, hints[field.name]):
@@ -184,16 +184,16 @@ class PeftConfig:
             UnknownMethodError: No installed plugin provides the method.
         """
         target = cls._class_for(values)
-        known = {field.name for field in dataclasses.fields(target)}  # type: ignore[arg-type]
+        known = {field.name for field in dataclasses.fields(target)}
         unknown = {name: value for name, value in values.items() if name not in known}
         asking = sorted(name for name, value in unknown.items() if not target._asks_nothing(name, value))
         if asking:
             listed = ", ".join(f"{name}={unknown[name]!r}" for name in asking)
             raise ConfigError(
                 f"{target.__name__} does not know {listed}. "
-                f"Update the plugin of method {target.method!r}, or take out of the config what the adapter does not need."
+                f"Update the plugin of method {target.method!r}, or take out what the adapter does not need."
             )
-        return target(**{name: copy.deepcopy(value) for name, value in values.items() if name in known})
+        return target(**{name: copy.deepcopy(value) for name, value in values.items() if name in known})  # type: ignore[return-value]
 
     @classmethod
     def _class_for(cls, values: Mapping[str, Any]) -> type[PeftConfig]:
@@ -319,7 +319,7 @@ class LayerConfig(PeftConfig):
         return special
 
     def _patterns(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        for name, pattern in _pattern_fields(type(self)):
+        for name, pattern in _pattern_fields(type(self)):  # type: ignore[arg-type]  # as above
             patterns = getattr(self, pattern)
             if patterns:
                 yield name, patterns

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,9 +20,7 @@ from peftcore.exceptions import AdapterNameError, ConfigError, MixedBatchError
 from peftcore.hub import resolve_directory
 from peftcore.peft_type import TaskType
 from peftcore.status import LayerStatus, ModelStatus, count_parameters, layer_statuses, model_status
-from peftcore.targets import TargetReport
-
-OnUnmatched = Literal["error", "warn", "ignore"]
+from peftcore.targets import OnUnmatched, TargetReport
 
 
 class PeftModel(nn.Module):
@@ -43,6 +41,7 @@ class PeftModel(nn.Module):
 
     Raises:
         PeftCoreError: The config does not fit the model, which is as before then.
+        TypeError: The model is a PeftModel already.
     """
 
     #: Keywords of ``forward`` and ``generate`` that peftcore takes for itself.
@@ -67,6 +66,8 @@ class PeftModel(nn.Module):
         on_unmatched: OnUnmatched = "error",
     ) -> None:
         super().__init__()
+        if isinstance(model, PeftModel):
+            raise TypeError("The model is a PeftModel already; use its add_adapter() or load_adapter().")
         self.base_model = AdaptedModel.of(model)
         self.training = model.training
         if peft_config is not None:

@@ -83,7 +83,9 @@ def wrappers(sites: Sites) -> Iterator[AdaptedLayer]:
 def standing_at(sites: Sites) -> nn.Module:
     """Return what stands at a place now."""
     parent, attribute = sites[0]
-    return parent._modules[attribute]
+    module = parent._modules[attribute]
+    assert module is not None, "the walk names places where a module stands"
+    return module
 
 
 def place(placement: Placement, name: str, call_state: CallState) -> None:
@@ -133,4 +135,4 @@ def _replace(parent: nn.Module, attribute: str, layer: AdaptedLayer) -> None:
         if outer.base_layer is layer:
             outer.base_layer = outer.base.layer = layer.base_layer
             return
-        outer = outer.base_layer  # type: ignore[assignment]
+        outer = outer.base_layer

@@ -28,7 +28,7 @@ from peftcore.exceptions import ConfigError
 from peftcore.method import PeftMethod
 from peftcore.registry import registry
 from peftcore.slots import Placement, Slot, place, take_out, unwrap
-from peftcore.targets import Match, ModuleMatcher, TargetReport, find_parameters, find_targets
+from peftcore.targets import Match, ModuleMatcher, OnUnmatched, TargetReport, find_parameters, find_targets
 
 #: dtypes in which training is too coarse; adapters on such layers are kept in float32 unless told otherwise.
 COARSE_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
@@ -58,13 +58,18 @@ class Tuner:
         self.shared: nn.Module | None = None
 
     def build(
-        self, *, low_cpu_mem_usage: bool = False, autocast_adapter_dtype: bool = True
+        self,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+        on_unmatched: OnUnmatched = "error",
     ) -> TargetReport[Any] | None:
         """Plan and make everything, outside the model; returns the report of what was matched.
 
         Args:
             low_cpu_mem_usage: Make the modules on the meta device, for weights that are loaded right after.
             autocast_adapter_dtype: Keep float32 adapters on layers of a coarser dtype.
+            on_unmatched: What to do about targets that match nothing.
 
         Raises:
             TargetError: The model does not have what the config names.
@@ -144,16 +149,22 @@ class LayerTuner(Tuner):
         return self.method.adapter_cls
 
     def _asks_for_more(self) -> bool:
+        """Whether no target module need be found: parameters are named, or an empty list leaves modules out on purpose."""
         config = self.config
-        return bool(config.target_parameters or config.modules_to_save or config.trainable_token_indices)
+        beside = config.modules_to_save or config.trainable_token_indices
+        return bool(config.target_parameters or (config.target_modules == set() and beside))
 
     def _default_targets(self) -> Sequence[str] | None:
         if self.config.target_modules is not None or self.config.exclude_modules or self.config.target_parameters:
             return None
         return registry.default_target_modules(self.method.name, model_type(self.model))
 
-    def plan(self, report: TargetReport[BaseLayer]) -> list[Slot]:
+    def plan(self, report: TargetReport[BaseLayer], on_unmatched: OnUnmatched = "error") -> list[Slot]:
         """Turn what was matched into slots.
+
+        Args:
+            report: What the config means.
+            on_unmatched: What to do about modules to save that the model does not have.
 
         Raises:
             TargetError: Parameters, modules to save or tokens that the model does not have.
@@ -163,7 +174,7 @@ class LayerTuner(Tuner):
             for slot in self._slots_of(match):
                 slots.setdefault(id(slot.base.layer), slot)
         main = [*slots.values(), *self._parameter_slots()]
-        return [*main, *plan_auxiliary(self.model, self.config, main)]
+        return [*main, *plan_auxiliary(self.model, self.config, main, on_unmatched)]
 
     def _slots_of(self, match: Match[BaseLayer]) -> Iterator[Slot]:
         base = match.layer
@@ -208,13 +219,19 @@ class LayerTuner(Tuner):
     # ----------------------------------------------------------------------------------------- build, insert
 
     def build(
-        self, *, low_cpu_mem_usage: bool = False, autocast_adapter_dtype: bool = True, on_unmatched: str = "error"
+        self,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+        on_unmatched: OnUnmatched = "error",
     ) -> TargetReport[BaseLayer]:
         """Plan and make everything, outside the model; see :meth:`Tuner.build`."""
         with paused_collector():
             report = self.report()
-            report.check("warn" if on_unmatched == "error" and self._default_targets() is not None else on_unmatched)  # type: ignore[arg-type]
-            slots = self.plan(report)
+            # Defaults are nobody's explicit wish, so one that the model lacks is no error.
+            asked_by_user = self._default_targets() is None
+            report.check("warn" if on_unmatched == "error" and not asked_by_user else on_unmatched)
+            slots = self.plan(report, on_unmatched)
             self.shared = self.make_shared([slot.base for slot in slots if not slot.auxiliary])
             for slot in slots:
                 adapter = self._make(slot, low_cpu_mem_usage, autocast_adapter_dtype)

@@ -193,10 +193,10 @@ def test_exclusion_that_fits_nothing_is_reported() -> None:
 
 def test_excluding_a_container_by_name_is_no_silent_failure() -> None:
     model = Decoder()
-    report = find(model, ["q_proj"], exclude_modules=["layers.1"])
-    with pytest.raises(TargetError, match=re.escape("'*layers.1.*'")):
-        report.check("error")
-    find(model, ["q_proj"], exclude_modules=["*layers.1.*"]).check("error")
+    for targets in (["q_proj"], "all-linear", None):
+        with pytest.raises(TargetError, match=re.escape("'*layers.1.*'")):
+            find(model, targets, exclude_modules=["layers.1"]).check("error")
+        find(model, targets, exclude_modules=["layers.1", "*layers.1.*"]).check("error")
 
 
 def test_excluding_everything_is_an_error_that_says_so() -> None:
@@ -243,6 +243,19 @@ def test_names_without_an_index_do_not_match() -> None:
         report.check("error")
 
 
+def test_number_alone_is_no_list_of_layers() -> None:
+    model = nn.Sequential(nn.Sequential(linear(), linear()), tree(h=nn.ModuleList([linear(), linear()])))
+    assert paths(find(model, ["1", "0"], layers_to_transform=[1])) == ["1.h.1"]
+
+
+def test_shared_module_is_asked_for_by_the_names_that_layers_to_transform_allows() -> None:
+    shared = linear()
+    model = tree(h=nn.ModuleList([tree(a=shared), tree(b=shared)]))
+    report = find(model, ["a", "b"], layers_to_transform=[1])
+    assert [match.pattern for match in report.matched] == ["b"]
+    assert list(report.unmatched) == ["a"]
+
+
 def test_index_that_no_layer_has_is_reported() -> None:
     report = find(Decoder(), ["up"], layers_to_transform=[0, 99])
     assert list(report.unmatched) == ["layers_to_transform=99"]
@@ -264,6 +277,8 @@ def test_index_that_no_layer_has_is_reported() -> None:
         (["qkv_proj"], {0: (), 1: ()}),
         (["*.self_attn.qkv*"], {0: (), 1: ()}),
         (r".*\.qkv_proj", {0: (), 1: ()}),
+        (r".*\.(qkv|k)_proj", {0: (), 1: ()}),
+        (["*.[qk]*_proj", "*.self_attn.[qk]*_proj"], {0: (), 1: ()}),
     ],
 )
 @pytest.mark.parametrize("mapping", [QKV, {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}])

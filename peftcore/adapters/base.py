@@ -1,7 +1,8 @@
 """Adapter: the part of an adapter that stands on one layer.
 
 An adapter module holds its own parameters and its mathematics, and nothing else.
-It knows neither its name nor the other adapters, and leaves switching, casting, merging and mixed batches to the adapted layer.
+It knows neither its name nor the other adapters.
+Switching, casting back, merging and mixed batches are the adapted layer's.
 What it must say is given twice, and both say the same:
 
 * :meth:`Adapter.forward`, as a layer around the layers below it, and

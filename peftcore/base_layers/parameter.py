@@ -43,8 +43,8 @@ class ParameterLayer(DenseLayer):
             raise TargetError(f"{type(holder).__name__} has no parameter {name!r}; {_listed(holder)}.")
         if not (is_dense(holder, name, 2) or is_dense(holder, name, 3)):
             raise UnsupportedLayerError(
-                f"Parameter {name!r} of {type(holder).__name__} can't be adapted ({list(stored.shape)}, {stored.dtype}): "
-                "it must be a plain floating-point matrix [out, in] or stack of matrices [experts, out, in]."
+                f"Parameter {name!r} of {type(holder).__name__} can't be adapted: it is {list(stored.shape)} of "
+                f"{stored.dtype}, and must be a plain floating-point matrix [out, in] or a stack [experts, out, in]."
             )
         self.layer = owner
         self.weight_name = self.parameter_name = name

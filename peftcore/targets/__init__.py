@@ -21,7 +21,7 @@ from peftcore.targets.finder import find_parameters, find_targets
 from peftcore.targets.inventory import Inventory, sites_of
 from peftcore.targets.matcher import ALL_LINEAR, EVERY_LAYER, ModuleMatcher, Reading
 from peftcore.targets.nearest import NearestNames
-from peftcore.targets.report import Match, ParameterMatch, ParameterReport, TargetReport, Unsupported
+from peftcore.targets.report import Match, OnUnmatched, ParameterMatch, ParameterReport, TargetReport, Unsupported
 
 __all__ = [
     "ALL_LINEAR",
@@ -30,6 +30,7 @@ __all__ = [
     "Match",
     "ModuleMatcher",
     "NearestNames",
+    "OnUnmatched",
     "ParameterMatch",
     "ParameterReport",
     "Reading",

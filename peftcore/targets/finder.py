@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from torch import nn
 
 from peftcore.exceptions import TargetError
+from peftcore.targets.failures import Failures, suggest
 from peftcore.targets.inventory import Inventory, Place, Unwrap, sites_of
 from peftcore.targets.matcher import ModuleMatcher, Reading
 from peftcore.targets.names import NamePatterns, last_component
-from peftcore.targets.nearest import NearestNames
 from peftcore.targets.report import Match, ParameterMatch, ParameterReport, TargetReport, Unsupported
 
 L = TypeVar("L")
 _SHOWN_INSIDE = 8
-_SUGGESTED = 20  # entries that get suggestions; a config that is wrong in more of them is for another model
 
 
 def _itself(module: nn.Module) -> nn.Module:
@@ -59,7 +58,9 @@ def find_targets(
     for places in inventory:
         if not (matcher.takes_all and places[0].module is head):
             search.consider(places)
-    unmatched, hints = _Failures(matcher, search, inventory.paths()).collect()
+    found = [match.path for match in search.matched]
+    failures = Failures(matcher, inventory.paths(), found, search.met, search.excluding, search.indices)
+    unmatched, hints = failures.collect()
     return TargetReport(
         tuple(search.matched),
         unmatched=unmatched,
@@ -92,13 +93,11 @@ def find_parameters(model: nn.Module, names: Sequence[str], unwrap: Unwrap = _it
             entries = [entry for path in full for entry in patterns.fits(path)]
             met.update(entries)
             if entries and owner is inventory.root:
-                unsupported.append(
-                    Unsupported(full[0], entries[0], f"{type(owner).__name__} (the model itself)", fatal=True)
-                )
+                class_name = f"{type(owner).__name__} (the model itself)"
+                unsupported.append(Unsupported(full[0], entries[0], class_name, fatal=True))
             elif entries:
                 matched.append(ParameterMatch(places[0].path, sites_of(places), owner, parameter, entries[0]))
-    missing = patterns.unmet(met, paths)
-    unmatched = _suggest(missing, paths)
+    unmatched = suggest(patterns.unmet(met, paths), paths)
     return ParameterReport(tuple(matched), unmatched=unmatched, unsupported=tuple(unsupported), may_be_empty=not names)
 
 
@@ -108,7 +107,7 @@ class _Search(Generic[L]):
 
     Attributes:
         met: Entries of the targets that name something, be it left out for another reason.
-        excluding: Entries of the exclusions that had an effect.
+        excluding: Entries of the exclusions that had an effect on modules with none inside.
         adapted: Entries of what matched.
         indices: Layer indices in the paths of what is asked for, allowed or not.
         left: What is asked for and can't be adapted.
@@ -129,7 +128,8 @@ class _Search(Generic[L]):
         if reading is None:
             return
         self.indices.update(reading.indices)
-        self.excluding.update(reading.excluding)
+        if not places[0].module._modules:  # a container that stays out may hold targets that do not
+            self.excluding.update(reading.excluding)
         if not reading.outside:
             self.met.update(reading.entries)
         if not reading.left_out:
@@ -150,9 +150,8 @@ class _Search(Generic[L]):
             return ()
         patterns, shown, refused = self.matcher.targets.patterns, set(), []
         for place, reading in self.left:
-            fatal = any(patterns.is_name(entry) for entry in reading.entries) or self.adapted.isdisjoint(
-                reading.entries
-            )
+            named = any(patterns.is_name(entry) for entry in reading.entries)
+            fatal = named or self.adapted.isdisjoint(reading.entries)
             class_name = type(place.module).__name__
             inside: tuple[str, ...] = ()
             if fatal and (reading.pattern, class_name) not in shown:
@@ -167,92 +166,6 @@ class _Search(Generic[L]):
         names = (place for places in inventory for place in places if place.path.startswith(path + "."))
         able = (place.path[start:] for place in names if self.adapt(place.module) is not None)
         return tuple(name for name, _ in zip(able, range(_SHOWN_INSIDE), strict=False))
-
-
-@dataclass
-class _Failures:
-    """Entries that had no effect, each with the nearest names and, where one is known, the reason."""
-
-    matcher: ModuleMatcher
-    search: _Search[Any]
-    paths: list[str]
-    unmatched: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    hints: dict[str, str] = field(default_factory=dict)
-
-    def collect(self) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-        """Return the unmatched entries with their nearest names, and hints for some of them."""
-        self._targets()
-        self._exclusions()
-        self._layers()
-        return self.unmatched, self.hints
-
-    def _note(self, key: str, hint: str = "", nearest: tuple[str, ...] = ()) -> None:
-        self.unmatched[key] = nearest
-        if hint:
-            self.hints[key] = hint
-
-    def _names(self, paths: Iterable[str]) -> list[str]:
-        return [name for path in paths for name in self.matcher.names(path)]
-
-    def _targets(self) -> None:
-        patterns, met = self.matcher.targets.patterns, self.search.met
-        if met.issuperset(patterns.entries):
-            return
-        names = self._names(self.paths)
-        missing = patterns.unmet(met, self._names(filter(self.matcher.in_layers, self.paths)))
-        elsewhere = set(missing) - set(patterns.unmet(met, names))
-        for entry, nearest in _suggest(missing, names, patterns.is_regex).items():
-            filtered = "It names modules, but none in the layers of layers_to_transform." if entry in elsewhere else ""
-            self._note(entry, filtered or _list_hint(patterns, entry), nearest)
-
-    def _exclusions(self) -> None:
-        patterns, effective = self.matcher.exclude.patterns, self.search.excluding
-        if effective.issuperset(patterns.entries):
-            return
-        names = self._names(self.paths)
-        missing = patterns.unmet(effective, names)
-        for entry, nearest in _suggest(missing, names, patterns.is_regex).items():
-            self._note(f"exclude_modules={entry}", _list_hint(patterns, entry), nearest)
-        for entry in set(patterns.entries) - effective - set(missing):
-            if self._holds_targets(entry):
-                hint = (
-                    f"It is a module with targets inside, which stay; to leave those out, add '*{entry}.*' to a list."
-                )
-                self._note(f"exclude_modules={entry}", hint)
-
-    def _holds_targets(self, entry: str) -> bool:
-        patterns = self.matcher.exclude.patterns
-        if not patterns.is_name(entry):
-            return False
-        starts = tuple(path + "." for path in self.paths if entry in patterns.fits(path))
-        return any(match.path.startswith(starts) for match in self.search.matched)
-
-    def _layers(self) -> None:
-        absent = (self.matcher.layers or frozenset()) - self.search.indices
-        present = self.search.indices
-        hint = f"The targets stand in layers {min(present)} to {max(present)}." if present else ""
-        for index in sorted(absent):
-            self._note(f"layers_to_transform={index}", hint)
-
-
-def _list_hint(patterns: NamePatterns, entry: str) -> str:
-    """Explain to someone who gave one name as a str why it is not read as a suffix."""
-    is_name = patterns.is_regex and entry.replace(".", "").replace("_", "").isalnum()
-    return (
-        f"A str is a regular expression for whole names; to name modules by suffix, write [{entry!r}]."
-        if is_name
-        else ""
-    )
-
-
-def _suggest(missing: Collection[str], names: list[str], is_regex: bool = False) -> dict[str, tuple[str, ...]]:
-    if not missing or not names:
-        return dict.fromkeys(missing, ())
-    nearest = NearestNames(names)
-    return {
-        entry: nearest.to_entry(entry, is_regex) if position < _SUGGESTED else ()
-        for position, entry in enumerate(missing)
-    }
 
 
 def _output_head(model: nn.Module, unwrap: Unwrap) -> nn.Module | None:

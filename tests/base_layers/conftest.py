@@ -22,7 +22,9 @@ class Folded(nn.Module):
     def forward(self, *args, **kwargs):
         output = self.base.apply(self.weight_in_effect(), *args, **kwargs)
         # Those that are not additive run whole.
-        return output if not self.base.additive or self.base.bias is None else self.base.add_bias(output, self.base.bias)
+        return (
+            output if not self.base.additive or self.base.bias is None else self.base.add_bias(output, self.base.bias)
+        )
 
     def __getattr__(self, name):
         try:

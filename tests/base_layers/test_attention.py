@@ -29,7 +29,7 @@ def with_delta(layer, delta):
         add_zero_attn=layer.add_zero_attn,
         batch_first=layer.batch_first,
     )
-    written.load_state_dict({**layer.state_dict(), "in_proj_weight": layer.in_proj_weight + delta})
+    written.to(delta.dtype).load_state_dict({**layer.state_dict(), "in_proj_weight": layer.in_proj_weight + delta})
     return written.requires_grad_(False).train(layer.training)
 
 
@@ -84,9 +84,7 @@ def test_gradients_are_those_of_a_trained_layer():
     base, x = adapt(layer), torch.randn(LENGTH, BATCH, DIM, dtype=torch.float64)
     delta = torch.randn(base.weight_shape, dtype=torch.float64, requires_grad=True)
     base.apply(base.weight() + delta, x, x, x)[0].square().sum().backward()
-    trained = with_delta(layer.float(), delta.detach()).double()
-    trained.load_state_dict({**layer.double().state_dict(), "in_proj_weight": (base.weight() + delta).detach()})
-    trained.requires_grad_()
+    trained = with_delta(layer, delta.detach()).requires_grad_()
     trained(x, x, x)[0].square().sum().backward()
     assert torch.allclose(delta.grad, trained.in_proj_weight.grad)
 

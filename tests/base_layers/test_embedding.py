@@ -20,9 +20,7 @@ from peftcore.base_layers import adapt
     sparse=st.booleans(),
 )
 def test_looking_up_in_the_own_weight_is_the_layer(vocabulary, dim, shape, max_norm, norm_type, padding, sparse):
-    layer = nn.Embedding(
-        vocabulary, dim, 0 if padding else None, max_norm=max_norm, norm_type=norm_type, sparse=sparse
-    )
+    layer = nn.Embedding(vocabulary, dim, 0 if padding else None, max_norm=max_norm, norm_type=norm_type, sparse=sparse)
     layer.weight.requires_grad_(False)
     base, ids = adapt(layer), torch.randint(vocabulary, shape)
     before = layer.weight.clone()

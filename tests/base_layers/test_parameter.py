@@ -2,11 +2,12 @@
 
 How HF PEFT lays out ``target_parameters`` (the last tests of this file compare live):
 
-* A stacked parameter ``[E, a, b]`` maps ``b`` inputs to ``a`` outputs, unless its module has ``is_transposed = True``
-  (transformers sets it: GPT-OSS True; Mixtral and Qwen3-MoE False); then ``a`` are the inputs. For a matrix ``[a, b]`` the
-  flag has no effect. One or more than three dimensions are refused.
-* The factors are flat: A is ``[r · E, in]``, with the experts outside (``A.view(E, r, in)``); B is ``[out, r · E]``, with
-  the experts *inside* (``B.view(out, r, E)``). The delta of expert e is scale · B[:, :, e] @ A[e].
+* A stacked parameter ``[E, a, b]`` maps ``b`` inputs to ``a`` outputs, unless its module has ``is_transposed = True``;
+  then ``a`` are the inputs. transformers sets it: True in GPT-OSS, False in Mixtral and Qwen3-MoE.
+  For a matrix ``[a, b]`` the flag has no effect. One dimension, or more than three, are refused.
+* The factors are flat: A is ``[r · E, in]``, with the experts outside (``A.view(E, r, in)``);
+  B is ``[out, r · E]``, with the experts *inside* (``B.view(out, r, E)``).
+  The delta of expert e is scale · B[:, :, e] @ A[e].
 * Two parameters of one module nest in the order in which the module declares them, not in which the config names them:
   the first declared is innermost. The outermost one's keys start with the module's path, each one further in adds
   ``base_layer.``.
@@ -231,7 +232,9 @@ def test_hf_peft_means_the_same_by_the_experts_of_transformers(name):
     assert torch.allclose(adapted(ids).logits, ours(ids).logits, atol=1e-4)
     # And the weight is applied to the module as well as it is written into it.
     base, hidden = ParameterLayer(ours.get_submodule(path), "gate_up_proj"), {}
-    ours.get_submodule(path).register_forward_pre_hook(lambda _, args, kwargs: hidden.update(args=args, kwargs=kwargs), with_kwargs=True)
+    ours.get_submodule(path).register_forward_pre_hook(
+        lambda _, args, kwargs: hidden.update(args=args, kwargs=kwargs), with_kwargs=True
+    )
     ours(ids)
     delta = torch.randn(base.weight_shape)
     before = base.apply(base.weight() + delta, *hidden["args"], **hidden["kwargs"])

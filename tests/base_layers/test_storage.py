@@ -200,10 +200,7 @@ def test_low_rank_factors_equal_their_product(kind, dtype):
 @pytest.mark.parametrize("kind", INPUTS)
 def test_apply_and_bias_are_the_layer(kind):
     base, x = VIEWS[kind](), INPUTS[kind]()
-    if kind == "transposed linear":
-        expected = x @ base.layer.weight + base.layer.bias
-    else:
-        expected = base.forward(x)
+    expected = x @ base.layer.weight + base.layer.bias if kind == "transposed linear" else base.forward(x)
     output = base.apply(base.weight(), x)
     output = output if base.bias is None else base.add_bias(output, base.bias)
     assert torch.allclose(output, expected, atol=1e-6)

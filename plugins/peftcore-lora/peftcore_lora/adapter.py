@@ -49,6 +49,11 @@ class LoraAdapter(WeightDelta):
 
     kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
 
+    lora_A: Factor | None
+    lora_B: Factor
+    lora_embedding_A: nn.Parameter | None
+    lora_embedding_B: nn.Parameter
+
     def __init__(self, base: BaseLayer, config: LoraConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
         _check_kind(base, config)
@@ -64,13 +69,10 @@ class LoraAdapter(WeightDelta):
         init, shapes = config.init_lora_weights, self.form.shapes(self.base, self.r)
         if self.base.kind == "embedding":
             a, b = inits.embedding_factors(init, *shapes)
-            self.lora_embedding_A = None if a is None else nn.Parameter(a)
-            self.lora_embedding_B = nn.Parameter(b)
-            return
-        a, b = inits.factors(init, *shapes, self.r)
+        else:
+            a, b = inits.factors(init, *shapes, self.r)
         bias = inits.last(init, b.shape[:1], fan_in=b[0].numel()) if config.lora_bias else None
-        self.lora_A = None if a is None else Factor(a)
-        self.lora_B = Factor(b, bias)
+        _store(self, self.base.kind, a, b, bias)
 
     def factors(self) -> tuple[Tensor | None, Tensor]:
         """Return A and B; A is None where B is the full matrix."""
@@ -142,14 +144,22 @@ class TiedLoraAdapter(LoraAdapter):
         """The source's dtype."""
         return self.source.dtype
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        name = "lora_embedding_{}" if self.base.kind == "embedding" else "lora_{}.weight"
-        for letter, factor in zip("AB", self.factors(), strict=True):
-            if factor is not None:
-                destination[prefix + name.format(letter)] = factor if keep_vars else factor.detach()
+    def saved_module(self) -> nn.Module:
+        """Return a module that holds the factors in the file's names, as views: loading into it reaches the source."""
+        a, b = self.factors()
+        views = nn.Module()
+        _store(views, self.base.kind, None if a is None else a.detach(), b.detach())
+        return views
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        """Load nothing: the source reads the same numbers under its own keys."""
+
+def _store(module: Any, kind: str, a: Tensor | None, b: Tensor, bias: Tensor | None = None) -> None:
+    """Give a module the factors, under the names that files have for a kind of layer."""
+    if kind == "embedding":
+        module.lora_embedding_A = None if a is None else nn.Parameter(a)
+        module.lora_embedding_B = nn.Parameter(b)
+    else:
+        module.lora_A = None if a is None else Factor(a)
+        module.lora_B = Factor(b, bias)
 
 
 def _check_kind(base: BaseLayer, config: LoraConfig) -> None:

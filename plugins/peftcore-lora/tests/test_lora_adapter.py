@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peftcore_lora import LoraAdapter, LoraConfig
 from torch import nn
 from torch.nn import functional as F
 
 from peftcore.base_layers import ParameterLayer, RowsLayer, adapt
 from peftcore.exceptions import ConfigError
+from peftcore_lora import LoraAdapter, LoraConfig
 
 
 class Holder(nn.Module):
@@ -57,7 +57,10 @@ CALLED = {
     "conv2d": (lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0)), lambda: torch.randn(2, 4, 8, 7)),
     "conv2d, string padding": (lambda: nn.Conv2d(4, 6, (3, 1), padding="same"), lambda: torch.randn(2, 4, 8, 7)),
     "conv2d of groups": (lambda: nn.Conv2d(4, 6, 3, groups=2, bias=False), lambda: torch.randn(2, 4, 8, 7)),
-    "conv2d, circular": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), lambda: torch.randn(2, 4, 8, 7)),
+    "conv2d, circular": (
+        lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+        lambda: torch.randn(2, 4, 8, 7),
+    ),
     "conv3d": (lambda: nn.Conv3d(2, 3, (1, 2, 3)), lambda: torch.randn(2, 2, 3, 4, 5)),
     "embedding": (lambda: nn.Embedding(11, 5), lambda: ids(2, 3)),
     "embedding with padding": (lambda: nn.Embedding(11, 5, padding_idx=1), lambda: ids(4)),
@@ -314,4 +317,6 @@ def test_a_copy_stands_by_itself():
 
 
 def test_its_printed_form_says_what_it_is():
-    assert repr(make(nn.Linear(7, 5), r=2, lora_alpha=3)).startswith("LoraAdapter(\n  kind=linear, r=2, scaling=1.5, form=channels")
+    assert repr(make(nn.Linear(7, 5), r=2, lora_alpha=3)).startswith(
+        "LoraAdapter(\n  kind=linear, r=2, scaling=1.5, form=channels"
+    )

@@ -5,9 +5,9 @@ import pickle
 
 import peft
 import pytest
-from peftcore_lora import LoraConfig
 
 from peftcore.exceptions import ConfigError
+from peftcore_lora import LoraConfig
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,9 @@ def test_defaults_are_those_of_hf_peft():
 
 
 def test_a_config_written_by_hf_peft_with_all_its_fields_is_read(tmp_path):
-    peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q"], rank_pattern={"q": 2}, bias="lora_only").save_pretrained(tmp_path)
+    peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q"], rank_pattern={"q": 2}, bias="lora_only").save_pretrained(
+        tmp_path
+    )
     config = LoraConfig.from_pretrained(tmp_path)
     assert (config.r, config.lora_alpha, config.rank_pattern, config.bias) == (4, 12, {"q": 2}, "lora_only")
     assert config.target_modules == {"q"}
@@ -97,4 +99,6 @@ def test_fields_that_hf_peft_does_not_know_are_written_only_when_used():
 
 def test_copies_are_equal():
     config = LoraConfig(r=4, rank_pattern={"q": 2}, init_lora_weights="gaussian", target_modules=["q"])
-    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == LoraConfig.from_dict(config.to_dict()) == config
+    assert (
+        copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == LoraConfig.from_dict(config.to_dict()) == config
+    )

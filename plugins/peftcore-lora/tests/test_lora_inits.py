@@ -3,10 +3,10 @@
 import peft
 import pytest
 import torch
-from peftcore_lora import LoraAdapter, LoraConfig
 from torch import nn
 
 from peftcore.base_layers import ParameterLayer, adapt
+from peftcore_lora import LoraAdapter, LoraConfig
 
 RANK = 16
 
