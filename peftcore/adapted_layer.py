@@ -60,43 +60,61 @@ class AdaptedLayer(nn.Module):
         base_layer: The frozen layer.
         base: The view by which adapters see it.
         adapters: What each adapter's method adds, by the adapter's name.
-        auxiliary: What each adapter trains beside its method (a bias, rows of an embedding, the whole layer), by name.
         call_state: What holds for the current call on the model.
 
     Any other attribute is the base layer's (``weight``, ``in_features`` …), or else a read-only view of the adapters'
     attribute of that name: ``layer.scaling["default"]``.
     """
 
+    base_layer: nn.Module
+    base: BaseLayer
+    call_state: CallState
+    adapters: AdapterDict
+
+    _active: tuple[str, ...] = ()
+    _merged: tuple[str, ...] = ()
+    #: Adapters that act in forward, in order: active, and not folded into the weight already.
+    _acting: tuple[Adapter, ...] = ()
+    #: Whether all that act are deltas, which may then act on the input one by one.
+    _only_deltas: bool = True
+    #: The frozen weight and bias, kept while something is merged that can't be subtracted again.
+    _original: tuple[Tensor, Tensor | None] | None = None
+
     def __init__(self, base: BaseLayer, call_state: CallState) -> None:
         super().__init__()
-        self.base = base
-        self.call_state = call_state
-        self.base_layer = base.layer
-        self.adapters = AdapterDict()
-        self.auxiliary = AdapterDict()
-        self._active: tuple[str, ...] = ()
-        self._merged: tuple[str, ...] = ()
-        #: Adapters that act in forward, in order: active, and not folded into the weight already.
-        self._acting: tuple[Adapter, ...] = ()
-        #: Whether all that act are deltas, which may then act on the input one by one.
-        self._only_deltas = True
-        #: The frozen weight and bias, kept while something is merged that can't be subtracted again.
-        self._original: tuple[Tensor, Tensor | None] | None = None
+        # Not by attribute: this runs for every layer that is adapted, and nn.Module's attributes are slow to set.
+        self.__dict__.update(base=base, call_state=call_state)
+        self._modules.update(base_layer=base.layer, adapters=AdapterDict())
+
+    @property
+    def auxiliary(self) -> AdapterDict:
+        """The parts beside the methods, by adapter; most layers have none, and then no module for them."""
+        found = self._modules.get("auxiliary")
+        return found if isinstance(found, AdapterDict) else AdapterDict()
 
     # ------------------------------------------------------------------------------------------- contents
 
+    def _stores(self) -> Iterator[AdapterDict]:
+        yield self._modules["adapters"]  # type: ignore[misc]
+        if "auxiliary" in self._modules:
+            yield self._modules["auxiliary"]  # type: ignore[misc]
+
     def parts(self, name: str) -> tuple[Adapter, ...]:
         """Return what an adapter has on this layer, in the order in which it acts; nothing for an unknown name."""
-        return tuple(store[name] for store in (self.adapters, self.auxiliary) if name in store)
+        return tuple(store[name] for store in self._stores() if name in store)
 
     def names(self) -> list[str]:
         """Return the names of the adapters that have a part on this layer."""
-        return list(dict.fromkeys([*self.adapters, *self.auxiliary]))
+        return list(dict.fromkeys(name for store in self._stores() for name in store))
 
     def place(self, name: str, adapter: Adapter, *, auxiliary: bool = False) -> None:
         """Put a part of an adapter on this layer; it acts once it is active."""
-        (self.auxiliary if auxiliary else self.adapters)[name] = adapter
-        self._replan()
+        if auxiliary and "auxiliary" not in self._modules:
+            self._modules["auxiliary"] = AdapterDict()
+        store = self.auxiliary if auxiliary else self.adapters
+        store[name] = adapter
+        if name in self._active:
+            self._replan()
 
     def detach(self, name: str) -> tuple[Adapter, ...]:
         """Take an adapter off this layer and return its parts, weights and all; the base layer is as it was before it.
@@ -110,7 +128,7 @@ class AdaptedLayer(nn.Module):
         others = [merged for merged in self._merged if merged != name]
         if name in self._merged:
             self.unmerge()
-        for store in (self.adapters, self.auxiliary):
+        for store in self._stores():
             if name in store:
                 del store[name]
         self._active = tuple(active for active in self._active if active != name)
@@ -152,8 +170,10 @@ class AdaptedLayer(nn.Module):
             CompositionError: One of them stands for the whole layer, so another has nothing to act on.
         """
         here = [name for name in dict.fromkeys(names) if self.parts(name)]
+        if len(here) < 2:
+            return
         whole = next((name for name in here if any(part.replaces_layer for part in self.parts(name))), None)
-        if whole is not None and len(here) > 1:
+        if whole is not None:
             other = next(name for name in here if name != whole)
             raise CompositionError(
                 f"Adapter {whole!r} trains a copy of a whole {type(self.base_layer).__name__} "
@@ -167,7 +187,7 @@ class AdaptedLayer(nn.Module):
             CompositionError: See :meth:`check_together`; nothing has changed then.
         """
         self.check_together(names)
-        self._active = tuple(name for name in names if name in self.adapters or name in self.auxiliary)
+        self._active = tuple(name for name in names if self.parts(name))
         self._replan()
 
     def _replan(self) -> None:

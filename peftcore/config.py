@@ -11,7 +11,6 @@ Types are checked against the annotations and bounds against :func:`option`, whe
 
 from __future__ import annotations
 
-import collections.abc
 import copy
 import dataclasses
 import enum
@@ -19,47 +18,18 @@ import functools
 import json
 import os
 import re
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union
+from typing import Any, ClassVar
 
 from typing_extensions import Self, dataclass_transform
 
 from peftcore.exceptions import CheckpointError, ConfigError
+from peftcore.options import option, problem_with
 from peftcore.peft_type import PeftType, TaskType
 
 CONFIG_NAME = "adapter_config.json"
-
-Value = TypeVar("Value")
-
-
-def option(
-    default: Value,
-    meaning: str,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    pattern: str | None = None,
-    extension: bool = False,
-) -> Value:
-    """Declare one field of a config: its default, its meaning and its bounds.
-
-    Args:
-        default: The default; a list, set or dict is copied for each config.
-        meaning: One sentence for the reader of the method's table and of the command line's help.
-        at_least, above, at_most, below: Bounds of a number; ``None`` values are not checked.
-        pattern: Name of the field whose patterns override this one for single layers (``r`` names ``"rank_pattern"``).
-        extension: HF PEFT has no such field; it is written to files only when it differs from its default.
-    """
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"meaning": meaning, "bounds": bounds, "pattern": pattern, "extension": extension}
-    if isinstance(default, (list, set, dict)):
-        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(option, dataclasses.field))
@@ -130,18 +100,9 @@ class PeftConfig:
         """
         hints = _type_hints(type(self))  # type: ignore[arg-type]  # a class can be hashed though its instances can't
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _fits(value, hints[field.name]):
-                wanted = _spell(hints[field.name])
-                self.refuse(field.name, f"must be {wanted}, got {value!r} ({type(value).__name__})")
-            self._check_bounds(field, value)
-
-    def _check_bounds(self, field: dataclasses.Field[Any], value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return
-        for bound, limit in field.metadata.get("bounds", {}).items():
-            if limit is not None and not _BOUNDS[bound](value, limit):
-                self.refuse(field.name, f"must be {bound.replace('_', ' ')} {limit}, got {value!r}")
+            problem = problem_with(getattr(self, field.name), field, hints[field.name])
+            if problem is not None:
+                self.refuse(field.name, problem)
 
     def refuse(self, field: str, problem: str) -> typing.NoReturn:
         """Raise the error that names this config's class and field.
@@ -325,16 +286,6 @@ class LayerConfig(PeftConfig):
                 yield name, patterns
 
 
-# --------------------------------------------------------------------------------------------- the checker
-
-_BOUNDS: dict[str, Callable[[float, float], bool]] = {
-    "at_least": lambda value, limit: value >= limit,
-    "above": lambda value, limit: value > limit,
-    "at_most": lambda value, limit: value <= limit,
-    "below": lambda value, limit: value < limit,
-}
-
-
 @functools.cache
 def _type_hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
@@ -378,49 +329,3 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value))
     return str(value) if isinstance(value, str) else value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotation's type; an int counts as a float, a bool as neither."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is Literal:
-        return any(value == part and type(value) is type(part) for part in parts)
-    if origin is collections.abc.Callable:
-        return callable(value)
-    if origin is tuple:
-        return _fits_tuple(value, parts)
-    if origin in (list, set):
-        return isinstance(value, origin) and all(_fits(item, parts[0]) for item in value)
-    if origin in (dict, collections.abc.Mapping):
-        return isinstance(value, Mapping) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _fits_tuple(value: Any, parts: tuple[Any, ...]) -> bool:
-    if not isinstance(value, (tuple, list)):
-        return False
-    if len(parts) == 2 and parts[1] is Ellipsis:
-        return all(_fits(item, parts[0]) for item in value)
-    return len(value) == len(parts) and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
-
-
-def _spell(hint: Any) -> str:
-    """Write an annotation as a person would."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_spell(part) for part in parts)
-    if origin is Literal:
-        return " or ".join(repr(part) for part in parts)
-    if hint is type(None):
-        return "None"
-    if parts:
-        return f"{origin.__name__} of {', '.join(_spell(part) for part in parts)}"
-    return getattr(hint, "__name__", str(hint))

@@ -7,8 +7,9 @@ A method with nothing that spans layers needs no tuner of its own.
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -99,7 +100,7 @@ class Tuner:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that train."""
         for module in self.modules():
-            yield from module.parameters()
+            yield from _parameters_of(module)
 
     def saved_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (prefix of the file's keys, module whose state stands under it)."""
@@ -140,7 +141,7 @@ class LayerTuner(Tuner):
             matcher,
             adapt=lambda module: _supported_view(module, adapter_cls),
             unwrap=unwrap,
-            supported=f"kinds {', '.join(sorted(adapter_cls.kinds))} for {config.method}, among {base_layers.SUPPORTED}",
+            supported=f"for {config.method}, kinds {', '.join(sorted(adapter_cls.kinds))} of {base_layers.SUPPORTED}",
         )
 
     def adapter_cls(self) -> type[Adapter]:
@@ -149,7 +150,7 @@ class LayerTuner(Tuner):
         return self.method.adapter_cls
 
     def _asks_for_more(self) -> bool:
-        """Whether no target module need be found: parameters are named, or an empty list leaves modules out on purpose."""
+        """Whether no target module need be found: parameters are named, or an empty list leaves modules out."""
         config = self.config
         beside = config.modules_to_save or config.trainable_token_indices
         return bool(config.target_parameters or (config.target_modules == set() and beside))
@@ -233,9 +234,9 @@ class LayerTuner(Tuner):
             report.check("warn" if on_unmatched == "error" and not asked_by_user else on_unmatched)
             slots = self.plan(report, on_unmatched)
             self.shared = self.make_shared([slot.base for slot in slots if not slot.auxiliary])
-            for slot in slots:
-                adapter = self._make(slot, low_cpu_mem_usage, autocast_adapter_dtype)
-                self.placements.append(Placement.of(slot, adapter))
+            for device, on_device in itertools.groupby(slots, lambda slot: slot.base.device):
+                with making_tensors_on(torch.device("meta") if low_cpu_mem_usage else device):
+                    self.placements += [self._make(slot, autocast_adapter_dtype) for slot in on_device]
         return report
 
     def make_shared(self, bases: Sequence[BaseLayer]) -> nn.Module | None:
@@ -245,13 +246,11 @@ class LayerTuner(Tuner):
         shared: nn.Module = self.method.shared_cls(self.config, bases)
         return shared
 
-    def _make(self, slot: Slot, low_cpu_mem_usage: bool, autocast_adapter_dtype: bool) -> Adapter:
-        device = torch.device("meta") if low_cpu_mem_usage else slot.base.device
-        with nullcontext() if device == torch.get_default_device() else device:
-            adapter = slot.make(slot.base)
+    def _make(self, slot: Slot, autocast_adapter_dtype: bool) -> Placement:
+        adapter = slot.make(slot.base)
         if not slot.auxiliary:
             _settle_dtype(adapter, slot.base.dtype, autocast_adapter_dtype)
-        return adapter
+        return Placement.of(slot, adapter)
 
 
 registry.default_tuner_cls = LayerTuner
@@ -274,6 +273,21 @@ def _supported_view(module: nn.Module, adapter_cls: type[Adapter]) -> BaseLayer 
     return base if base is not None and adapter_cls.can_adapt(base) else None
 
 
+def _parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield a small module's parameters; torch's own way also guards against sharing, which costs more than this."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            yield parameter
+    for child in module._modules.values():
+        if child is not None:
+            yield from _parameters_of(child)
+
+
+def making_tensors_on(device: torch.device) -> AbstractContextManager[object]:
+    """Return a block in which new tensors are made on a device, for nothing where that is the default."""
+    return nullcontext() if device == torch.get_default_device() else device
+
+
 def _settle_dtype(adapter: Adapter, layer_dtype: torch.dtype, autocast: bool) -> None:
     """Bring an adapter to its layer's dtype, unless that is too coarse to train in."""
     dtype = torch.float32 if autocast and layer_dtype in COARSE_DTYPES else layer_dtype
@@ -283,7 +297,7 @@ def _settle_dtype(adapter: Adapter, layer_dtype: torch.dtype, autocast: bool) ->
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Hold Python's garbage collector off while many modules are made that all stay; it would walk them over and over."""
+    """Hold Python's garbage collector off while many modules are made that all stay: it would walk them repeatedly."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

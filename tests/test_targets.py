@@ -378,16 +378,27 @@ def test_cycles_end() -> None:
     assert paths(find(model, ["q"])) == ["a.q"]
 
 
+class Wrapper(nn.Module):
+    """Stands for an adapted layer."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapters = nn.ModuleDict({"default": linear()})
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    return module.base_layer if isinstance(module, Wrapper) else module
+
+
+def test_adapted_output_head_is_still_left_out() -> None:
+    model = Decoder()
+    model.lm_head = Wrapper(model.lm_head)
+    report = find_targets(model, ModuleMatcher("all-linear"), adapt, unwrap)
+    assert "lm_head" not in paths(report) and len(report.matched) == len(linear_paths(Decoder())) - 1
+
+
 def test_adapted_layers_are_seen_through() -> None:
-    class Wrapper(nn.Module):
-        def __init__(self, base_layer: nn.Module) -> None:
-            super().__init__()
-            self.base_layer = base_layer
-            self.adapters = nn.ModuleDict({"default": linear()})
-
-    def unwrap(module: nn.Module) -> nn.Module:
-        return module.base_layer if isinstance(module, Wrapper) else module
-
     attention = nn.MultiheadAttention(2, 1)
     model = tree(fc=linear(), attention=attention)
     before = [(match.path, match.module) for match in find(model, None, exclude_modules=["none"]).matched]

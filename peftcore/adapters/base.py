@@ -89,8 +89,7 @@ class Adapter(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the adapter computes, that of its first tensor."""
-        first: Tensor | None = next(self.parameters(), None)
-        first = next(self.buffers(), None) if first is None else first
+        first = _first_tensor(self)
         return self.base.dtype if first is None else first.dtype
 
     def cast(self, x: Tensor) -> Tensor:
@@ -99,3 +98,15 @@ class Adapter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kind={self.base.kind}"
+
+
+def _first_tensor(module: nn.Module) -> Tensor | None:
+    """Return a module's first parameter or else its first buffer, without walking the rest: forward asks for it."""
+    for store in (module._parameters, module._buffers):
+        for tensor in store.values():
+            if tensor is not None:
+                return tensor
+    for child in module._modules.values():
+        if child is not None and (found := _first_tensor(child)) is not None:
+            return found
+    return None

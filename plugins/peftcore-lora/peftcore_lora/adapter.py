@@ -17,7 +17,7 @@ from peftcore_lora.forms import form_for
 #: What can't be asked of which kinds, and why.
 _LIMITS = {
     "lora_dropout": ({"attention", "parameter"}, "acts on the input, which does not pass through the adapter there"),
-    "lora_bias": ({"embedding", "parameter"}, "needs a layer with a bias"),
+    "lora_bias": ({"attention", "embedding", "parameter"}, "needs a layer that only adds its bias to its output"),
 }
 
 

@@ -274,6 +274,7 @@ def test_dropout_exists_only_where_it_acts():
         (lambda: nn.MultiheadAttention(8, 2), {"lora_dropout": 0.1}, "lora_dropout"),
         (lambda: ParameterLayer(Holder(5, 7), "weight"), {"lora_dropout": 0.1}, "lora_dropout"),
         (lambda: ParameterLayer(Holder(5, 7), "weight"), {"lora_bias": True}, "lora_bias"),
+        (lambda: nn.MultiheadAttention(8, 2), {"lora_bias": True}, "lora_bias"),
         (lambda: nn.Embedding(11, 5), {"lora_bias": True}, "lora_bias"),
         (lambda: nn.Conv1d(4, 6, 3), {"init_lora_weights": "orthogonal"}, "init_lora_weights"),
         (lambda: ParameterLayer(Holder(2, 5, 7), "weight"), {"init_lora_weights": "orthogonal"}, "init_lora_weights"),
