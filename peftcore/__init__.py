@@ -14,7 +14,7 @@ from peftcore.auto import (
     AutoPeftModelForSequenceClassification,
     AutoPeftModelForTokenClassification,
 )
-from peftcore.config import LayerConfig, PeftConfig, option
+from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exports import find_export, loaded_exports
 from peftcore.functional import (
     get_peft_model,
@@ -32,6 +32,7 @@ from peftcore.mappings import (
 )
 from peftcore.method import PeftMethod
 from peftcore.model import PeftModel
+from peftcore.options import option
 from peftcore.peft_type import PeftType, TaskType
 from peftcore.registry import register_peft_method, unregister_peft_method
 from peftcore.tasks import (

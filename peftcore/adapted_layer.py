@@ -19,38 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.base import Adapter
+from peftcore.adapters.base import Adapter, AdapterDict
 from peftcore.adapters.delta import WeightDelta
 from peftcore.base_layers.base import BaseLayer
 from peftcore.batches import batch_size, join_rows, take_rows
 from peftcore.call_state import BASE, CallState, Group, Rows
 from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError, NotMergeableError
-
-
-class AdapterDict(nn.Module):
-    """Adapters by name. Any name without a dot is a legal key, also one that :class:`torch.nn.ModuleDict` refuses."""
-
-    def __getitem__(self, name: str) -> Adapter:
-        return self._modules[name]  # type: ignore[return-value]
-
-    def __setitem__(self, name: str, adapter: Adapter) -> None:
-        self._modules[name] = adapter
-
-    def __delitem__(self, name: str) -> None:
-        del self._modules[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._modules
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def keys(self) -> Iterable[str]:
-        """Return the names."""
-        return self._modules.keys()
 
 
 class AdaptedLayer(nn.Module):

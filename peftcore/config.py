@@ -26,7 +26,8 @@ from typing import Any, ClassVar
 from typing_extensions import Self, dataclass_transform
 
 from peftcore.exceptions import CheckpointError, ConfigError
-from peftcore.options import option, problem_with
+from peftcore.options import option as option
+from peftcore.options import problem_with
 from peftcore.peft_type import PeftType, TaskType
 
 CONFIG_NAME = "adapter_config.json"

@@ -13,7 +13,7 @@ A method derives from a family (:mod:`peftcore.adapters.delta` and its neighbour
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -110,3 +110,29 @@ def _first_tensor(module: nn.Module) -> Tensor | None:
         if child is not None and (found := _first_tensor(child)) is not None:
             return found
     return None
+
+
+class AdapterDict(nn.Module):
+    """Adapters by name. Any name without a dot is a legal key, also one that :class:`torch.nn.ModuleDict` refuses."""
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self._modules[name]  # type: ignore[return-value]
+
+    def __setitem__(self, name: str, adapter: Adapter) -> None:
+        self._modules[name] = adapter
+
+    def __delitem__(self, name: str) -> None:
+        del self._modules[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def keys(self) -> Iterable[str]:
+        """Return the names."""
+        return self._modules.keys()
