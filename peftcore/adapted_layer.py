@@ -24,7 +24,8 @@ from peftcore.adapters.delta import WeightDelta
 from peftcore.base_layers.base import BaseLayer
 from peftcore.batches import batch_size, join_rows, take_rows
 from peftcore.call_state import BASE, CallState, Group, Rows
-from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError, NotMergeableError
+from peftcore.exceptions import AdapterNameError, CompositionError, MixedBatchError
+from peftcore.merging import MergedWeight, check_mergeable, fold
 
 
 class AdaptedLayer(nn.Module):
@@ -51,8 +52,8 @@ class AdaptedLayer(nn.Module):
     _acting: tuple[Adapter, ...] = ()
     #: Whether all that act are deltas, which may then act on the input one by one.
     _only_deltas: bool = True
-    #: The frozen weight and bias, kept while something is merged that can't be subtracted again.
-    _original: tuple[Tensor, Tensor | None] | None = None
+    #: What is needed to take out again what is merged; None if nothing is.
+    _merging: MergedWeight | None = None
 
     def __init__(self, base: BaseLayer, call_state: CallState) -> None:
         super().__init__()
@@ -197,17 +198,11 @@ class AdaptedLayer(nn.Module):
         if not parts:
             return self.base_layer(*args, **kwargs)
         if not self.base.additive and not any(part.replaces_layer for part in parts):
-            return self.base.apply(self._fold(parts)[0], *args, **kwargs)
+            return self.base.apply(fold(self.base, parts)[0], *args, **kwargs)
         below: Any = self.base_layer
         for part in parts:
             below = functools.partial(part, below)
         return below(*args, **kwargs)
-
-    def _fold(self, parts: Iterable[Adapter]) -> tuple[Tensor, Tensor | None]:
-        weight, bias = self.base.weight(), self.base.bias
-        for part in parts:
-            weight, bias = part.fold(weight, bias)
-        return weight.to(self.base.dtype), bias
 
     # --------------------------------------------------------------------------------------- mixed batches
 
@@ -259,95 +254,43 @@ class AdaptedLayer(nn.Module):
             NotMergeableError: One of them can't be folded.
             MergeError: The merged weight is not finite, or the storage can't hold it.
         """
-        names = [
-            name for name in (self._active if adapter_names is None else adapter_names) if name not in self._merged
-        ]
-        names = [name for name in dict.fromkeys(names) if self.parts(name)]
-        parts = [part for name in names for part in self.parts(name) if not part.replaces_layer]
-        self._check_mergeable(parts)
+        wanted = self._active if adapter_names is None else adapter_names
+        names = [name for name in dict.fromkeys(wanted) if name not in self._merged and self.parts(name)]
+        parts = self._folding_parts(names)
+        check_mergeable(parts)
         if parts:
-            self._write_merged(parts, safe_merge)
+            self._merged_weight().merge(self._folding_parts(self._merged), parts, safe_merge)
         self._merged += tuple(names)
         self._replan()
 
-    @staticmethod
-    def _check_mergeable(parts: Iterable[Adapter]) -> None:
-        for part in parts:
-            if not part.mergeable:
-                raise NotMergeableError(
-                    f"{type(part).__name__} can't be merged into a weight: {part.unmergeable_because}. "
-                    "Keep the adapter in the model instead."
-                )
-
-    @torch.no_grad()
-    def _write_merged(self, parts: Sequence[Adapter], safe_merge: bool) -> None:
-        before = self._merged_parts()
-        if self._original is None and self._subtractable([*before, *parts]):
-            delta = self._sum_of_deltas(parts)
-            if safe_merge:
-                self._check_finite(self.base.weight() + delta)
-            self.base.add_(delta)
-            return
-        # Deltas are computed from the frozen weight, so it has to be in place while everything is folded anew.
-        self._restore_frozen(before)
-        try:
-            self._write_folded([*before, *parts], safe_merge)
-        except Exception:
-            if before:
-                self._write_folded(before, safe_merge=False)
-            raise
-
-    def _write_folded(self, parts: Sequence[Adapter], safe_merge: bool) -> None:
-        weight, bias = self._fold(parts)
-        if safe_merge:
-            self._check_finite(weight)
-        original = self.base.weight().clone(), None if self.base.bias is None else self.base.bias.detach().clone()
-        self._write(weight, bias)
-        self._original = original
-
-    @torch.no_grad()
     def unmerge(self) -> None:
         """Take out of the weight what is merged; nothing happens if nothing is."""
-        if self._merged:
-            self._restore_frozen(self._merged_parts())
+        if self._merging is not None:
+            self._merging.unmerge(self._folding_parts(self._merged))
+            self._merging = None
         self._merged = ()
         self._replan()
 
+    def separate_weight(self) -> None:
+        """Give the layer a weight of its own, for one that another module stores too; unmerging gives it up again."""
+        self._merged_weight().separate()
+
     def keep_merged(self) -> None:
         """Forget how to take out what is merged: the merged weight is the layer's own from now on."""
-        self._original = None
+        self._merging = None
         self._active = tuple(name for name in self._active if name not in self._merged)
         self._merged = ()
         self._replan()
 
-    def _restore_frozen(self, merged: Sequence[Adapter]) -> None:
-        if self._original is not None:
-            self._write(*self._original)
-            self._original = None
-        elif merged:
-            self.base.add_(-self._sum_of_deltas(merged))
+    def _merged_weight(self) -> MergedWeight:
+        if self._merging is None:
+            self._merging = MergedWeight(self.base)
+        return self._merging
 
-    def _write(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.base.replace_(weight)
-        self.base.set_bias_(bias)
-
-    def _merged_parts(self) -> list[Adapter]:
-        return [part for name in self._merged for part in self.parts(name) if not part.replaces_layer]
-
-    @staticmethod
-    def _subtractable(parts: Iterable[Adapter]) -> bool:
-        return all(isinstance(part, WeightDelta) and part.subtractable for part in parts)
-
-    @staticmethod
-    def _sum_of_deltas(parts: Iterable[Adapter]) -> Tensor:
-        return functools.reduce(torch.add, [part.canonical_delta() for part in parts])  # type: ignore[operator]
-
-    def _check_finite(self, weight: Tensor) -> None:
-        if not weight.isfinite().all():
-            raise MergeError(
-                f"The merged weight of a {type(self.base_layer).__name__} would hold values that are not finite. "
-                "The adapter seems to be broken; nothing was merged."
-            )
+    def _folding_parts(self, names: Iterable[str]) -> list[Adapter]:
+        """The parts that write to this layer's weight when they are merged."""
+        parts = (part for name in names for part in self.parts(name))
+        return [part for part in parts if not (part.replaces_layer or part.repeats_another)]
 
     # ------------------------------------------------------------------- what others ask the frozen layer for
 
@@ -376,7 +319,9 @@ class AdaptedLayer(nn.Module):
                     "its rows can't have different adapters. Adapt the module that holds it instead."
                 )
             parts = self._parts_of(Group(rows.only, None))
-        weight, bias = self._fold(parts) if parts else (getattr(self.base_layer, self.base.weight_name), self.base.bias)
+        weight, bias = (
+            fold(self.base, parts) if parts else (getattr(self.base_layer, self.base.weight_name), self.base.bias)
+        )
         return bias if name == "bias" else weight
 
     def _view_of_adapters(self, name: str) -> Mapping[str, Any]:

@@ -19,8 +19,9 @@ from peftcore.call_state import BASE, CallState
 from peftcore.checkpoint import LoadReport, load_adapter_state, rename_keys
 from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, CompositionError, NotMergeableError
+from peftcore.merging import check_mergeable, stored_weight
 from peftcore.registry import registry
-from peftcore.slots import Placement
+from peftcore.slots import Placement, unwrap
 from peftcore.targets import TargetReport
 from peftcore.tuner import Tuner
 
@@ -279,15 +280,31 @@ class AdaptedModel(nn.Module):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._check_mergeable(self.tuner(name))
+        layers = self._layers_of(names)
         done: list[tuple[AdaptedLayer, list[str]]] = []
         try:
-            for layer in _progress(self._layers_of(names), progressbar):
+            self._separate_shared_weights(layers, names)
+            for layer in _progress(layers, progressbar):
                 done.append((layer, layer.merged_adapters))
                 layer.merge(names, safe_merge)
         except Exception:
             for layer, before in reversed(done):
                 _merge_just(layer, before)
             raise
+
+    def _separate_shared_weights(self, layers: Sequence[AdaptedLayer], names: Sequence[str]) -> None:
+        """Keep what is merged into one layer out of others that store the same weight and are not adapted alike."""
+        repeating = {
+            id(unwrap(layer)) for layer in layers for name in names for p in layer.parts(name) if p.repeats_another
+        }
+        owners: dict[int, set[int]] = {}
+        for module in self.model.modules():
+            for parameter in module._parameters.values():
+                owners.setdefault(id(parameter), set()).add(id(module))
+        for layer in layers:
+            others = owners.get(id(stored_weight(layer.base)), set()) - {id(unwrap(layer))} - repeating
+            if others and id(unwrap(layer)) not in repeating:
+                layer.separate_weight()
 
     @staticmethod
     def _check_mergeable(tuner: Tuner) -> None:
@@ -296,7 +313,7 @@ class AdaptedModel(nn.Module):
                 f"Adapter {tuner.name!r} ({tuner.method.name}) changes the model's inputs, which no weight can hold."
             )
         for placement in tuner.placements:
-            placement.layer._check_mergeable([placement.adapter])
+            check_mergeable([placement.adapter])
 
     def unmerge_adapter(self) -> None:
         """Take out of the frozen weights what is merged."""

@@ -47,6 +47,9 @@ class Adapter(nn.Module):
     unmergeable_because: ClassVar[str] = ""
     #: Whether it stands for the whole layer, so that no second one of its sort can be active beside it.
     replaces_layer: ClassVar[bool] = False
+    #: Whether it repeats another adapter's effect on a layer that stores the same weight; then merging the other one
+    #: merges this one too.
+    repeats_another: ClassVar[bool] = False
 
     base: BaseLayer
 

@@ -171,6 +171,7 @@ class TiedTokens(Selective):
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
+    repeats_another = True
 
     def __init__(self, base: BaseLayer, source: TrainedTokens) -> None:
         super().__init__(base)

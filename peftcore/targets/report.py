@@ -139,7 +139,8 @@ class _Report:
         for entry, nearest in self.unmatched.items():
             names = f" The nearest names are: {', '.join(nearest)}." if nearest else ""
             hint = f" {self.hints[entry]}" if entry in self.hints else ""
-            lines.append(f"{self.option}: {entry!r} fits no {self.thing} of the model.{names}{hint}")
+            option, name = _option_and_name(entry, self.option)
+            lines.append(f"{option}: {name!r} fits no {self.thing} of the model.{names}{hint}")
         return lines
 
     def _describe_unsupported(self, refused: Sequence[Unsupported]) -> list[str]:
@@ -155,7 +156,7 @@ class _Report:
         lines = [self.option]
         for entry, same in _grouped(self.found()).items():
             lines.append(f"  {entry!r}: {len(same)} {self.thing}{'s' if len(same) > 1 else ''}: {_listed(same)}")
-        lines.extend(f"  not found: {line.split(': ', 1)[1]}" for line in self._describe_unmatched())
+        lines.extend(f"  not found, {line}" for line in self._describe_unmatched())
         for entry, refused in _grouped((r.pattern, r) for r in self.unsupported).items():
             kinds = _grouped((r.class_name, r.path) for r in refused)
             lines.extend(f"  not supported, by {entry!r}: {name}: {_listed(paths)}" for name, paths in kinds.items())
@@ -203,6 +204,14 @@ class ParameterReport(_Report):
     def found(self) -> Iterable[tuple[str, str]]:
         """Yield (entry, dotted name) of everything found."""
         return ((match.pattern, match.name) for match in self.matched)
+
+
+def _option_and_name(entry: str, option: str) -> tuple[str, str]:
+    """Split the key of an unmatched entry that stands in another field than the report's own."""
+    for other in ("exclude_modules", "layers_to_transform"):
+        if entry.startswith(other + "="):
+            return other, entry[len(other) + 1 :]
+    return option, entry
 
 
 K = TypeVar("K")

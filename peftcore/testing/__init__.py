@@ -21,8 +21,9 @@ try:
 except ImportError as error:
     raise ImportError("peftcore.testing needs pytest: pip install peftcore[testing]") from error
 
-# Before the modules are imported, so that their assertions show the values they are about.
-pytest.register_assert_rewrite("peftcore.testing")
+#: The modules with checks; registered before they are imported, so that their assertions show what they are about.
+_CHECKS = ("basis", "packaging", "configs", "training", "forward", "merging", "composition", "files", "lifecycle")
+pytest.register_assert_rewrite(*(f"peftcore.testing.{name}" for name in _CHECKS))
 
 from peftcore.testing.closeness import BFLOAT16, FLOAT32, Tolerance, assert_close  # noqa: E402
 from peftcore.testing.samples import SAMPLES, Sample  # noqa: E402

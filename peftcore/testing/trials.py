@@ -62,6 +62,7 @@ class Case:
         options: Of the first adapter's config.
         other: Of a second adapter's config, where a check needs one.
         scale: How far :func:`perturb` moves adapters.
+        number: Which of the author's configs the options are.
     """
 
     method: str
@@ -69,10 +70,10 @@ class Case:
     options: Mapping[str, Any]
     other: Mapping[str, Any]
     scale: float = 0.5
+    number: int = 0
 
     def __str__(self) -> str:
-        listed = ",".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.sample.name}-{listed or 'defaults'}"
+        return f"{self.sample.name}-config{self.number}"
 
     def config(self, options: Mapping[str, Any] | None = None) -> PeftConfig:
         """Make a config for the sample's layers, with the first adapter's options if none are given."""
@@ -81,7 +82,7 @@ class Case:
 
     def flipped(self) -> Case:
         """Return the case with the two configs exchanged."""
-        return Case(self.method, self.sample, self.other, self.options, self.scale)
+        return Case(self.method, self.sample, self.other, self.options, self.scale, self.number)
 
 
 class Trial:

@@ -97,6 +97,10 @@ def packed_floats(layer):
     layer.weight = nn.Parameter(torch.zeros(8, 2), requires_grad=False)
 
 
+def packed_rows(layer):
+    layer.weight = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
+
+
 def float8(layer):
     layer.weight = nn.Parameter(torch.zeros(8, 4).to(torch.float8_e4m3fn), requires_grad=False)
 
@@ -117,7 +121,7 @@ def buffer(layer):
     layer.register_buffer("weight", torch.zeros(8, 4))
 
 
-@pytest.mark.parametrize("store", [packed_integers, packed_floats, float8, flattened, own_class, buffer])
+@pytest.mark.parametrize("store", [packed_integers, packed_floats, packed_rows, float8, flattened, own_class, buffer])
 def test_a_weight_that_is_not_dense_is_left_to_extensions(store):
     layer = nn.Linear(4, 8)
     assert adapt(layer) is not None

@@ -123,15 +123,16 @@ def test_a_bias_is_written_in_place(kind):
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d", "conv3d", "attention"])
-def test_a_bias_comes_and_goes_where_there_was_none(kind):
-    base = VIEWS[kind](bias=False, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_comes_and_goes_where_there_was_none(kind, dtype):
+    base = VIEWS[kind](bias=False, dtype=dtype)
     before = base.layer.state_dict().keys()
     new = torch.randn(base.out_features)
     base.set_bias_(new)
     new.zero_()
     made = base.layer.get_parameter(base.bias_name)
     assert made is base.bias
-    assert made.dtype == torch.bfloat16
+    assert made.dtype == dtype
     assert made.abs().min() > 0
     assert not made.requires_grad
     base.set_bias_(None)

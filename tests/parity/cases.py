@@ -17,6 +17,7 @@ CASES = {
     "experts": Case(
         "mixtral", target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]
     ),
+    "router": Case("mixtral", target_modules=["q_proj", "gate"]),
     "experts, one parameter": Case("mixtral", target_parameters=["mlp.experts.down_proj"], target_modules=[]),
     "qwen experts": Case("qwen3-moe", target_modules=["q_proj", "v_proj"], target_parameters=["experts.gate_up_proj"]),
     # Layers.
@@ -24,20 +25,16 @@ CASES = {
     "conv1d": Case("conv1d", target_modules=["plain", "strided", "pointwise"]),
     "conv2d": Case("conv2d", target_modules=["plain", "strided", "pointwise"]),
     "conv3d": Case("conv3d", target_modules=["plain", "strided", "pointwise"]),
-    "conv1d, groups": Case("conv1d", target_modules=["grouped", "depthwise"], r=6),
-    "conv2d, groups": Case("conv2d", target_modules=["grouped", "depthwise"], r=6),
-    "conv3d, groups": Case("conv3d", target_modules=["grouped", "depthwise"], r=6),
     "embedding": Case("words", target_modules=["words", "head"]),
     "embedding, padding": Case("words-padded", target_modules=["words"]),
     "embedding, scaled gradients": Case("words-scaled", target_modules=["words"]),
     "embedding of a transformer": Case("llama", target_modules=["embed_tokens", "q_proj"]),
-    "attention": Case("attention", target_modules=["attention", "head"]),
-    "attention, sequence first": Case("attention-sequence-first", target_modules=["attention"]),
     "matrix parameter": Case("bare", target_parameters=["inner.matrix"], target_modules=[]),
     "stacked parameter": Case("bare", target_parameters=["inner.experts"], target_modules=["head"]),
     # Which layers.
     "regular expression": Case("llama", target_modules=r".*layers\.1\..*\.(q|gate)_proj"),
     "all-linear": Case("llama", target_modules="all-linear"),
+    "all-linear, experts": Case("mixtral", target_modules="all-linear"),
     "all-linear, gpt2": Case("gpt2", target_modules="all-linear"),
     "all-linear, classifier": Case("bert", target_modules="all-linear", task_type="SEQ_CLS"),
     "exclude names": Case("llama", target_modules=["q_proj", "v_proj"], exclude_modules=["layers.0.self_attn.q_proj"]),
@@ -76,6 +73,13 @@ CASES = {
     "modules_to_save": Case("mlp", target_modules=["first"], modules_to_save=["head", "norm"]),
     "modules_to_save, whole block": Case("vit", target_modules=["q_proj"], modules_to_save=["layers.1.mlp", "classifier"]),
     "modules_to_save, embeddings": Case("llama", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    "bias all, embedding targeted": Case("bert", target_modules=["word_embeddings", "query"], bias="all"),
+    "bias all, parameters named alike": Case("t5", target_modules=["q"], bias="all"),
+    "bias all, attention beside": Case("attention", target_modules=["head"], bias="all"),
+    "bias all, parameter targeted": Case(
+        "bare", target_modules=["head"], target_parameters=["inner.matrix"], bias="all"
+    ),
+    "bias all, module saved": Case("bert", target_modules=["query"], bias="all", modules_to_save=["classifier"]),
     "tokens, list": Case("llama", target_modules=["q_proj"], trainable_token_indices=[3, 4, 17]),
     "tokens, dict": Case("bert", target_modules=["query"], trainable_token_indices={"word_embeddings": [9, 3, 49]}),
     "tokens, tied": Case("llama-tied", target_modules=["q_proj"], trainable_token_indices=[3, 4, 17]),
@@ -83,16 +87,42 @@ CASES = {
     "tokens, tied encoder-decoder": Case("t5", target_modules=["q"], trainable_token_indices={"shared": [5, 30]}),
     "tokens, plain": Case("words", target_modules=["head"], trainable_token_indices={"words": [0, 19]}),
     # Tied weights.
-    "tied, adapter on the embedding": Case(
-        "llama-tied", target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True
-    ),
-    "tied, adapter on the head": Case("llama-tied", target_modules=["lm_head", "q_proj"], ensure_weight_tying=True),
-    "tied, adapter on both": Case("llama-tied", target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True),
     "tied, module saved": Case(
         "llama-tied", target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True
     ),
     "tied, both modules saved": Case(
         "llama-tied", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True
     ),
-    "tied, tying not asked for": Case("llama-tied", target_modules=["embed_tokens", "q_proj"]),
+}
+
+#: An adapter on one of two layers that share a weight. Only forward can be compared: HF PEFT merges into the shared
+#: weight, and so changes both layers (or, where both have the adapter, each of them twice).
+TIED = {
+    "embedding": Case("llama-tied", target_modules=["embed_tokens", "q_proj"]),
+    "head": Case("llama-tied", target_modules=["lm_head", "q_proj"]),
+    "embedding, tying asked for": Case(
+        "llama-tied", target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True
+    ),
+    "head, tying asked for": Case("llama-tied", target_modules=["lm_head", "q_proj"], ensure_weight_tying=True),
+    "both, tying asked for": Case("llama-tied", target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True),
+}
+
+#: HF PEFT gives each grouped convolution an ungrouped A, and refuses to merge that.
+GROUPED = {
+    f"conv{dims}d": Case(f"conv{dims}d", target_modules=["grouped", "depthwise"], r=6) for dims in (1, 2, 3)
+}
+
+#: Where HF PEFT's forward contradicts its own merged weight; ours is the merged one in both.
+MERGED_COUNTS = {
+    # Its A has neither the dilation nor the padding mode of the convolution.
+    "dilated": Case("conv-dilated", target_modules=["conv"]),
+    "reflecting": Case("conv-reflecting", target_modules=["conv"]),
+    # It shortens the vectors of the frozen weight alone.
+    "embedding with max_norm": Case("words-normed", target_modules=["words"]),
+}
+
+#: HF PEFT adds the change of an attention's out_proj twice, forward and merged.
+ATTENTION = {
+    "batch first": Case("attention", target_modules=["attention", "head"]),
+    "sequence first": Case("attention-sequence-first", target_modules=["attention"]),
 }

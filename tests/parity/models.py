@@ -223,14 +223,14 @@ class Bare(Plain):
 
 
 class Conv(Plain):
-    """Convolutions of one rank, one after the other, strided, dilated, grouped, with padding of words and numbers."""
+    """Convolutions over one, two or three dimensions, one after the other: strided, grouped, with padding in words."""
 
     def __init__(self, dims: int) -> None:
         super().__init__()
         cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
         self.dims = dims
-        self.plain = cls(4, 8, 3, padding="same", dilation=2)
-        self.strided = cls(8, 8, 2, stride=2, padding=1, padding_mode="zeros", bias=False)
+        self.plain = cls(4, 8, 3, padding="same")
+        self.strided = cls(8, 8, 2, stride=2, padding=1, bias=False)
         self.grouped = cls(8, 6, 3, padding=1, groups=2)
         self.depthwise = cls(6, 6, 1, groups=6)
         self.pointwise = cls(6, 3, 1)
@@ -242,6 +242,20 @@ class Conv(Plain):
         for layer in (self.plain, self.strided, self.grouped, self.depthwise):
             x = torch.tanh(layer(x))
         return self.pointwise(x).flatten(2).mean(2)
+
+
+class OneConv(Plain):
+    """A single convolution."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, **kwargs)
+
+    def example(self, rows: int, rng: torch.Generator) -> dict[str, Tensor]:
+        return {"x": torch.randn(rows, 4, 6, 6, generator=rng)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
 
 class Words(Plain):
@@ -289,6 +303,8 @@ BUILDERS = {
     "conv1d": functools.partial(Conv, 1),
     "conv2d": functools.partial(Conv, 2),
     "conv3d": functools.partial(Conv, 3),
+    "conv-dilated": functools.partial(OneConv, dilation=2),
+    "conv-reflecting": functools.partial(OneConv, padding=1, padding_mode="reflect"),
     "words": Words,
     "words-padded": functools.partial(Words, padding_idx=3),
     "words-normed": functools.partial(Words, max_norm=1.0),

@@ -33,37 +33,17 @@ def test_importing_the_plugin_imports_nothing_heavy():
     assert not {"transformers", "accelerate", "huggingface_hub", "rich", "typer"} & {*loaded}
 
 
-NAMES = [
-    "model.layers.3.self_attn.q_proj",
-    "model.layers.3.self_attn.k_proj",
-    "model.layers.3.self_attn.v_proj",
-    "lm_head",
-    "model.layers.3.self_attn.o_proj",
-    "layers.0.mlp.fc1",
-    "layers.0.mlp.fc2",
-    "layers.1.attn.r_proj",
-    "h.0.mlp.c_fc",
-    "h.0.attn.c_attn",
-    "h.1.attn.c_proj",
-    "h.1.self_attention.query_key_value",
-    "layer.0.attention.self.query",
-    "layer.0.attention.self.value",
-    "layer.2.attention.self.in_proj",
-    "layer.0.attention.self.query_proj",
-    "layer.0.attention.self.value_proj",
-    "blocks.1.attn.Wqkv",
-    "h.2.attn.qkv_proj",
-    "block.0.SelfAttention.q",
-    "block.0.SelfAttention.v",
-    "block.0.attention.key",
-    "block.0.attention.receptance",
-    "block.0.attention.output",
-    "model.language_model.layers.0.self_attn.q_proj",
-    "model.language_model.layers.0.self_attn.k_proj",
-    "model.language_model.layers.0.self_attn.v_proj",
-    "model.vision_tower.layers.0.self_attn.q_proj",
-    "value",
-]
+PARENTS = {
+    "layers.3.self_attn": "q_proj k_proj v_proj o_proj",
+    "model.language_model.layers.0.self_attn": "q_proj k_proj v_proj o_proj",
+    "model.vision_tower.layers.0.self_attn": "q_proj v_proj",
+    "layers.0.mlp": "fc1 fc2 c_fc",
+    "layers.1.attn": "r_proj c_attn c_proj query_key_value qkv_proj Wqkv",
+    "layers.2.attention.self": "query key value query_proj value_proj in_proj",
+    "layers.2.attention": "key value receptance output",
+    "layers.2.SelfAttention": "q k v o",
+}
+NAMES = ["lm_head", "value", *(f"{parent}.{name}" for parent, names in PARENTS.items() for name in names.split())]
 
 
 @pytest.mark.parametrize("model_type", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
@@ -96,6 +76,7 @@ class Model(nn.Module):
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
         self.project = nn.Linear(8, 6)
         self.head = nn.Linear(24, 3)
+        self.double()
 
     def forward(self, ids):
         x = self.conv(self.embed(ids).transpose(1, 2)).transpose(1, 2)
