@@ -11,10 +11,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from importlib_metadata import version
@@ -81,21 +81,52 @@ def _listed(what: str, names: Sequence[str], most: int = 8) -> list[str]:
 # ------------------------------------------------------------------------------------------ in the model
 
 
-def saved_tensors(tuner: Tuner) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield (name in the file, module that owns the tensor, the tensor's name there) for a whole adapter, in order."""
+class SavedTensor(NamedTuple):
+    """A tensor of an adapter that goes into its file.
+
+    Attributes:
+        owner: The module that holds it.
+        name: Its name there.
+    """
+
+    owner: nn.Module
+    name: str
+
+    @property
+    def store(self) -> dict[str, Any]:
+        """The owner's parameters or buffers."""
+        return self.owner._parameters if self.name in self.owner._parameters else self.owner._buffers
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor as it is now."""
+        found: Tensor = self.store[self.name]
+        return found
+
+
+def saved_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
+    """Return all tensors of an adapter that go into its file, by their names there, in order."""
+    found: dict[str, SavedTensor] = {}
     for prefix, module in tuner.saved_modules():
-        for path, owner in module.named_modules(prefix=prefix, remove_duplicate=False):
-            for name in (
-                *owner._parameters,
-                *(b for b in owner._buffers if b not in owner._non_persistent_buffers_set),
-            ):
-                if getattr(owner, name) is not None:
-                    yield f"{path}.{name}", owner, name
+        _collect(prefix, module, found)
+    return found
+
+
+def _collect(prefix: str, module: nn.Module, found: dict[str, SavedTensor]) -> None:
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            found[f"{prefix}.{name}"] = SavedTensor(module, name)
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            found[f"{prefix}.{name}"] = SavedTensor(module, name)
+    for name, child in module._modules.items():
+        if child is not None:
+            _collect(f"{prefix}.{name}", child, found)
 
 
 def adapter_state(tuner: Tuner) -> dict[str, Tensor]:
     """Return an adapter's tensors under the file's names, detached, not copied."""
-    return {key: getattr(owner, name).detach() for key, owner, name in saved_tensors(tuner)}
+    return {key: place.tensor.detach() for key, place in saved_tensors(tuner).items()}
 
 
 @torch.no_grad()
@@ -119,13 +150,13 @@ def load_adapter_state(
     Raises:
         CheckpointError: Something does not fit; the message lists what. The adapter is as before.
     """
-    places = {key: (owner, name) for key, owner, name in saved_tensors(tuner)}
+    places = saved_tensors(tuner)
     state = _with_prefix(state, places)
     report = _compare(places, state)
     if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
         raise CheckpointError(f"The file does not fit adapter {tuner.name!r} ({tuner.method.name}). {report}")
     for key in report.loaded:
-        _put(*places[key], state[key], assign)
+        _put(places[key], state[key], assign)
     return report
 
 
@@ -172,8 +203,10 @@ def _with_prefix(state: Mapping[str, Tensor], places: Mapping[str, Any]) -> Mapp
     return prefixed if any(key in places for key in prefixed) else state
 
 
-def _compare(places: Mapping[str, tuple[nn.Module, str]], state: Mapping[str, Tensor]) -> LoadReport:
-    shapes = {key: (tuple(state[key].shape), tuple(getattr(*places[key]).shape)) for key in places if key in state}
+def _compare(places: Mapping[str, SavedTensor], state: Mapping[str, Tensor]) -> LoadReport:
+    shapes = {
+        key: (tuple(state[key].shape), tuple(place.tensor.shape)) for key, place in places.items() if key in state
+    }
     mismatched = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
     return LoadReport(
         loaded=tuple(key for key in shapes if key not in mismatched),
@@ -183,16 +216,15 @@ def _compare(places: Mapping[str, tuple[nn.Module, str]], state: Mapping[str, Te
     )
 
 
-def _put(owner: nn.Module, name: str, value: Tensor, assign: bool) -> None:
-    current = getattr(owner, name)
+def _put(place: SavedTensor, value: Tensor, assign: bool) -> None:
+    current = place.tensor
     if not assign and not current.is_meta:
         current.copy_(value)
         return
     value = value.to(current.dtype) if current.is_floating_point() else value
-    if name in owner._parameters:
-        owner._parameters[name] = nn.Parameter(value, requires_grad=current.requires_grad)
-    else:
-        owner._buffers[name] = value
+    if isinstance(current, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=current.requires_grad)
+    place.store[place.name] = value
 
 
 # --------------------------------------------------------------------------------------------- on the disk

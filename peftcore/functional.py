@@ -162,7 +162,8 @@ def get_peft_model_state_dict(
 def _taken_from(state_dict: Mapping[str, Tensor], tuner: Tuner, model: nn.Module) -> dict[str, Tensor]:
     """Take an adapter's tensors out of a state dict of the whole model, which has them by their live names."""
     paths = {id(module): path for path, module in model.named_modules()}
-    live = {key: f"{paths[id(owner)]}.{name}".lstrip(".") for key, owner, name in saved_tensors(tuner)}
+    places = saved_tensors(tuner)
+    live = {key: f"{paths[id(place.owner)]}.{place.name}".lstrip(".") for key, place in places.items()}
     lost = [name for name in live.values() if name not in state_dict]
     if lost:
         raise CheckpointError(
