@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -235,8 +235,7 @@ class LayerTuner(Tuner):
             slots = self.plan(report, on_unmatched)
             self.shared = self.make_shared([slot.base for slot in slots if not slot.auxiliary])
             for device, on_device in itertools.groupby(slots, lambda slot: slot.base.device):
-                with making_tensors_on(torch.device("meta") if low_cpu_mem_usage else device):
-                    self.placements += [self._make(slot, autocast_adapter_dtype) for slot in on_device]
+                self.placements += self._make_all(on_device, device, low_cpu_mem_usage, autocast_adapter_dtype)
         return report
 
     def make_shared(self, bases: Sequence[BaseLayer]) -> nn.Module | None:
@@ -245,6 +244,22 @@ class LayerTuner(Tuner):
             return None
         shared: nn.Module = self.method.shared_cls(self.config, bases)
         return shared
+
+    def _make_all(
+        self, slots: Iterable[Slot], device: torch.device, low_cpu_mem_usage: bool, autocast_adapter_dtype: bool
+    ) -> list[Placement]:
+        if not low_cpu_mem_usage:
+            with making_tensors_on(device):
+                return [self._make(slot, autocast_adapter_dtype) for slot in slots]
+        slots = list(slots)
+        with making_tensors_on(torch.device("meta")):
+            made = [self._make(slot, autocast_adapter_dtype) for slot in slots]
+        # What no file brings (indices, projections from a seed) has to be there from the start.
+        unsaved = [number for number, placement in enumerate(made) if _has_unsaved_tensors(placement.adapter)]
+        with making_tensors_on(device):
+            for number in unsaved:
+                made[number] = self._make(slots[number], autocast_adapter_dtype)
+        return made
 
     def _make(self, slot: Slot, autocast_adapter_dtype: bool) -> Placement:
         adapter = slot.make(slot.base)
@@ -281,6 +296,11 @@ def _parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:
     for child in module._modules.values():
         if child is not None:
             yield from _parameters_of(child)
+
+
+def _has_unsaved_tensors(module: nn.Module) -> bool:
+    unsaved = module._non_persistent_buffers_set
+    return bool(unsaved) or any(_has_unsaved_tensors(child) for child in module._modules.values() if child is not None)
 
 
 def making_tensors_on(device: torch.device) -> AbstractContextManager[object]:

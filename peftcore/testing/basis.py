@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -78,7 +79,7 @@ class MethodTests:
     @classmethod
     def cases(cls) -> list[Case]:
         """Return every sample with every config that the method accepts for it."""
-        return _examine(cls)[0]
+        return _examine(cls)[0]  # type: ignore[arg-type]  # mypy takes classes for unhashable
 
     @classmethod
     def first_cases(cls) -> list[Case]:
@@ -88,7 +89,7 @@ class MethodTests:
     @classmethod
     def refusals(cls) -> list[Refusal]:
         """Return what the method refuses."""
-        return _examine(cls)[1]
+        return _examine(cls)[1]  # type: ignore[arg-type]
 
     # ------------------------------------------------------------------------------------ shared by the checks
 
@@ -159,7 +160,7 @@ def _check_statement(cls: type[MethodTests]) -> None:
     if not hasattr(cls, "method"):
         return  # a base class that an author makes for several methods
     configs = getattr(cls, "configs", ())
-    if isinstance(configs, Mapping) or len(configs) < 2 or any(one == two for one, two in zip(configs, configs[1:])):
+    if isinstance(configs, Mapping) or len(configs) < 2 or any(one == two for one, two in combinations(configs, 2)):
         raise TypeError(
             f"{cls.__name__}.configs must hold at least two different configs (keywords, without targets): "
             "adapters that are alike hide what they share by mistake."

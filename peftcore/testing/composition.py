@@ -50,7 +50,8 @@ class CompositionTests(MethodTests):
             stored[name] = {p.untyped_storage().data_ptr(): path for path, p in trainable(trial.model).items()}
         shared = [path for where, path in stored["one"].items() if where in stored["two"]]
         assert not shared, (
-            f"Both adapters train the same tensor: {', '.join(shared)}. Is it kept by the class, by the layer or by a cache?"
+            f"Both adapters train the same tensor: {', '.join(shared)}. "
+            "Is it kept by the class, by the layer or by a cache?"
         )
 
     def test_training_one_adapter_leaves_the_other(self, case: Case) -> None:
@@ -65,11 +66,15 @@ class CompositionTests(MethodTests):
         """Only the adapter that is active acts and trains."""
         trial = pair(case)
         expected = {name: trial.output(name) for name in ("one", "two")}
+        cause = "Does an adapter remember what was active?"
         for name in ("one", "two", "one"):
-            cause = "Does an adapter remember what was active?"
-            assert_close(trial.output(name), expected[name], f"Switched back to {name}, the output differs", cause, EXACT)
+            assert_close(
+                trial.output(name), expected[name], f"Switched back to {name}, the output differs", cause, EXACT
+            )
         trial.model.set_adapter([])
-        assert_close(trial.output(), trial.frozen, "With no adapter active, the output differs from the frozen model's", "")
+        assert_close(
+            trial.output(), trial.frozen, "With none active, the output differs from the frozen model's", cause
+        )
 
     @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")], ids="-".join)
     def test_two_merged_adapters_equal_forward(self, case: Case, order: tuple[str, str]) -> None:
@@ -109,7 +114,8 @@ class CompositionTests(MethodTests):
             mixed = trial.output(adapter_names=names)
             cause = "Does the adapter's effect depend on the other rows, or on how many there are?"
             assert_close(mixed, expected, f"The mixed batch {names} differs from its rows alone", cause)
-        assert_close(trial.output(), alone["third"], "After mixed batches, the active adapter's output differs", "", EXACT)
+        cause = "Does the adapter keep something of the call?"
+        assert_close(trial.output(), alone["third"], "After mixed batches, the active adapter differs", cause, EXACT)
 
     def test_error_in_a_mixed_batch_leaves_nothing_behind(self, case: Case) -> None:
         """After a call that failed half-way, hooks and outputs are as before."""

@@ -86,7 +86,7 @@ class FileTests(MethodTests):
         assert state, "The file would be empty: the adapter has no parameters and no buffers."
         prefix = self.peft_method().prefix
         without = [name for name in state if prefix not in name]
-        assert not without, f"Names without the method's prefix {prefix!r}: {', '.join(without)}. Rename the attributes."
+        assert not without, f"Without the method's prefix {prefix!r}: {', '.join(without)}. Rename the parameters."
         named = [name for name in state if "zebra" in name]
         assert not named, f"Names that hold the adapter's name: {', '.join(named)}."
         frozen = {name: held.values for name, held in trial.before.tensors.items()}
@@ -105,7 +105,7 @@ class FileTests(MethodTests):
             trial = Trial(first_case, "0" if name != "0" else "1")
             trial.add(name)
             expected = trial.output(name)
-            saved = list(get_peft_model_state_dict(trial.model, adapter_name=trial.model.active_adapter))
+            saved = list(get_peft_model_state_dict(trial.model, adapter_name=name))
             other = list(get_peft_model_state_dict(Trial(first_case.flipped()).model))
             assert saved == other, f"Called {name!r}, an adapter's file has other names: {saved} instead of {other}."
             trial.model.save_pretrained(tmp_path, selected_adapters=[name])

@@ -18,7 +18,7 @@ from peftcore.testing.samples import UNKNOWN, Sample
 from peftcore.testing.snapshot import Snapshot
 from peftcore.testing.trials import Case, Trial, perturb, seeded
 
-_TRACE = "Does the adapter keep something on the layer (an attribute, a hook, a changed flag) outside of its own module?"
+_TRACE = "Does the adapter leave something on the layer (an attribute, a hook, a flag), outside of its own module?"
 
 
 class LifecycleTests(MethodTests):
@@ -62,7 +62,9 @@ class LifecycleTests(MethodTests):
         expected = trial.output()
         copied = copy.deepcopy(trial.model)
         with torch.no_grad():
-            assert_close(copied(trial.x), expected, "The copy's output differs", "Is some state outside of the modules?")
+            assert_close(
+                copied(trial.x), expected, "The copy's output differs", "Is state kept outside of the modules?"
+            )
         perturb(copied, scale=case.scale, seed=10)
         cause = "Do copies share state, by an object that deepcopy passes over?"
         assert_close(trial.output(), expected, "After a change of the copy, the original differs", cause, EXACT)
@@ -70,7 +72,7 @@ class LifecycleTests(MethodTests):
             changed = copied(trial.x)
         assert not torch.equal(changed, expected), f"A change of the copy's parameters does not show. {cause}"
         copied.delete_adapter("default")
-        assert_close(trial.output(), expected, "After the copy's adapter is deleted, the original differs", cause, EXACT)
+        assert_close(trial.output(), expected, "After the copy's adapter is gone, the original differs", cause, EXACT)
 
     def test_unsupported_layers_are_refused(self) -> None:
         """A layer of a kind that the method does not know is refused by an error, and nothing has changed."""

@@ -11,10 +11,10 @@ from peftcore.registry import registry
 from peftcore.testing.basis import MethodTests
 
 #: Distributions that take long to import, and that few users of a method have.
-HEAVY = (
-    "accelerate bitsandbytes datasets diffusers huggingface_hub matplotlib pandas pytest rich scipy sklearn "
-    "tensorflow torchvision transformers typer"
-).split()
+HEAVY = frozenset(
+    ("accelerate", "bitsandbytes", "datasets", "diffusers", "huggingface_hub", "matplotlib", "pandas", "pytest")
+    + ("rich", "scipy", "sklearn", "tensorflow", "torchvision", "transformers", "typer")
+)
 
 _IMPORT = """
 import importlib, json, sys
@@ -34,7 +34,7 @@ class PackagingTests(MethodTests):
         status = [record for record in registry.status() if self.method in record.methods and record.distribution]
         assert status, (
             f"No installed distribution has an entry point {self.method!r} in the group 'peftcore'. "
-            'Write [project.entry-points.peftcore] into pyproject.toml and install the plugin (pip install -e .).'
+            "Write [project.entry-points.peftcore] into pyproject.toml and install the plugin (pip install -e .)."
         )
         states = {record.distribution: record.state for record in status}
         assert len(states) == 1, f"Several distributions claim {self.method!r}: {states}."
@@ -48,7 +48,7 @@ class PackagingTests(MethodTests):
             [sys.executable, "-c", _IMPORT, json.dumps(sys.path), module], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{module} can't be imported alone:\n{done.stderr}"
-        heavy = {name.partition(".")[0] for name in json.loads(done.stdout)} & set(HEAVY)
+        heavy = {name.partition(".")[0] for name in json.loads(done.stdout)} & HEAVY
         assert not heavy, f"Importing {module} imports {', '.join(sorted(heavy))}. Import them where they are used."
 
 
@@ -59,7 +59,8 @@ class NameTests(MethodTests):
         """Method, config, PeftType and the mappings say the same."""
         method, peft_type = self.peft_method(), PeftType(self.method)
         assert method.name == self.method, f"The registry has {method.name!r} under {self.method!r}."
-        assert method.config_cls.method == self.method, f"{method.config_cls.__name__} is for {method.config_cls.method!r}."
+        declared = method.config_cls.method
+        assert declared == self.method, f"{method.config_cls.__name__} is for {declared!r}."
         assert PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] is method.config_cls
         assert PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] == method.prefix
         assert method.prefix.endswith("_"), f"The prefix {method.prefix!r} must end in an underscore."

@@ -1,6 +1,7 @@
 """Samples: one small model for each kind of layer, in which the layer is called as real models call it.
 
-Each model has a stem, two layers to adapt (``layers.0.target`` and ``layers.1.target``, of different shapes) and a head.
+Each model has a stem, two layers to adapt (``layers.0.target`` and ``layers.1.target``, mostly of different shapes)
+and a head.
 All sizes are even, and 4 divides most of them, for methods that cut weights into blocks.
 """
 
@@ -139,7 +140,7 @@ class Matrix(nn.Module):
 
 
 class Experts(nn.Module):
-    """Mixes three experts, whose weights are stacked: ``[experts, out, in]``, or ``[experts, in, out]`` if transposed."""
+    """Mixes three experts, whose weights are stacked ``[experts, out, in]``, or ``[experts, in, out]`` if transposed."""
 
     def __init__(self, out_features: int, in_features: int, is_transposed: bool = False) -> None:
         super().__init__()

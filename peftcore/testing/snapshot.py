@@ -84,7 +84,8 @@ class Snapshot:
 
     def trained(self) -> list[str]:
         """Return the names of remembered tensors that require a gradient now or have one."""
-        return [name for name, held in self.tensors.items() if held.tensor.requires_grad or held.tensor.grad is not None]
+        now = {name: held.tensor for name, held in self.tensors.items()}
+        return [name for name, tensor in now.items() if tensor.requires_grad or tensor.grad is not None]
 
     def _changes(self, now: Snapshot) -> Iterator[str]:
         yield from _renamed("module", self.modules, now.modules)

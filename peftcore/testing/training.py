@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peftcore.testing.basis import MethodTests
 from peftcore.testing.closeness import assert_close, difference
@@ -40,7 +40,7 @@ class TrainingTests(MethodTests):
         """The frozen model's tensors need no gradient and get none."""
         trial = Trial(case)
         assert trainable(trial.model), "Nothing trains: the adapter has no parameters. Are they nn.Parameters?"
-        _loss(trial).backward()
+        _backward(trial)
         trained = trial.before.trained()
         assert not trained, (
             f"Tensors of the frozen model train: {', '.join(trained)}. "
@@ -50,7 +50,7 @@ class TrainingTests(MethodTests):
     def test_gradients_reach_every_parameter(self, case: Case) -> None:
         """Each parameter that trains gets a gradient that is not zero."""
         trial = Trial(case)
-        _loss(trial).backward()
+        _backward(trial)
         grads = {name: parameter.grad for name, parameter in trainable(trial.model).items()}
         without = [name for name, grad in grads.items() if grad is None or not grad.any()]
         assert not without, (
@@ -65,7 +65,7 @@ class TrainingTests(MethodTests):
         trial.model.train()
         optimizer = torch.optim.SGD(trainable(trial.model).values(), lr=0.5)
         with seeded(3):
-            _loss(trial).backward()
+            _backward(trial)
         optimizer.step()
         trial.model.eval()
         trial.before.assert_tensors_same("After a training step", "Does the adapter write to the layer's weight?")
@@ -88,15 +88,16 @@ class TrainingTests(MethodTests):
             "Is something drawn at random outside of train mode?",
         )
 
-    def test_layer_added_in_eval_mode_is_in_eval_mode(self, first_case: Case) -> None:
+    def test_adapter_added_in_eval_mode_is_in_eval_mode(self, first_case: Case) -> None:
         """An adapter put into a model that is in eval mode does not drop anything out."""
         trial = Trial(first_case, perturbed=False)
         wrong = [path for path, module in trial.user_model.named_modules() if module.training]
         assert not wrong, f"The model was in eval mode, but these are in train mode: {', '.join(wrong)}."
 
 
-def _loss(trial: Trial) -> Tensor:
-    """Return a number that every entry of the output bears upon, each in another way."""
+def _backward(trial: Trial) -> None:
+    """Compute the gradients of a loss that every entry of the output bears upon, each in another way."""
     output = trial.model(trial.x)
     generator = torch.Generator().manual_seed(4)
-    return nn.functional.mse_loss(output, torch.randn(output.shape, generator=generator))
+    loss = nn.functional.mse_loss(output, torch.randn(output.shape, generator=generator))
+    torch.autograd.backward(loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,7 +82,11 @@ class Case:
 
     def flipped(self) -> Case:
         """Return the case with the two configs exchanged."""
-        return Case(self.method, self.sample, self.other, self.options, self.scale, self.number)
+        return replace(self, options=self.other, other=self.options)
+
+    def gently(self) -> Case:
+        """Return the case with adapters moved less far, for dtypes so coarse that large changes multiply rounding."""
+        return replace(self, scale=self.scale / 4)
 
 
 class Trial:
@@ -93,6 +97,7 @@ class Trial:
         name: The first adapter's name.
         perturbed: Whether to move the adapter away from its start.
         dtype: The frozen model's.
+        rounded_to: A coarser dtype whose numbers the frozen model and the inputs hold.
         seed: What the adapter's start is drawn from.
         **build: For :func:`peftcore.get_peft_model`.
 
@@ -110,13 +115,14 @@ class Trial:
         *,
         perturbed: bool = True,
         dtype: torch.dtype = torch.float32,
+        rounded_to: torch.dtype | None = None,
         seed: int = 1,
         **build: Any,
     ) -> None:
         self.case = case
-        self.dtype = dtype
+        self.dtypes = (rounded_to or dtype, dtype)
         self.x = self.batch(4)
-        user_model = case.sample.model().to(dtype)
+        user_model = case.sample.model().to(self.dtypes[0]).to(dtype)
         self.before = Snapshot.of(user_model)
         with torch.no_grad():
             self.frozen: Tensor = user_model(self.x)
@@ -133,13 +139,15 @@ class Trial:
     def batch(self, rows: int) -> Tensor:
         """Make an input of so many rows, in the model's dtype."""
         x = self.case.sample.batch(rows)
-        return x.to(self.dtype) if x.is_floating_point() else x
+        return x.to(self.dtypes[0]).to(self.dtypes[1]) if x.is_floating_point() else x
 
     def perturb(self, name: str, seed: int) -> None:
         """Move an adapter away from where it is."""
         perturb(self.model, name, scale=self.case.scale, seed=seed)
 
-    def add(self, name: str, options: Mapping[str, Any] | None = None, *, perturbed: bool = True, seed: int = 2) -> None:
+    def add(
+        self, name: str, options: Mapping[str, Any] | None = None, *, perturbed: bool = True, seed: int = 2
+    ) -> None:
         """Put a second adapter into the model, with the case's other options if none are given; it is not active."""
         with seeded(seed):
             self.model.add_adapter(name, self.case.config(self.case.other if options is None else options))
