@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from peftcore.adapted_layer import AdaptedLayer
 from peftcore.adapters.selective import Selective
 from peftcore.call_state import BASE, CallState
-from peftcore.checkpoint import LoadReport, load_adapter_state, rename_keys
+from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys
 from peftcore.config import PeftConfig
-from peftcore.exceptions import AdapterNameError, CheckpointError, CompositionError, NotMergeableError
+from peftcore.exceptions import AdapterNameError, CompositionError, NotMergeableError
 from peftcore.merging import check_mergeable, stored_weight
 from peftcore.registry import registry
 from peftcore.slots import Placement, unwrap
@@ -172,7 +172,7 @@ class AdaptedModel(nn.Module):
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
         if low_cpu_mem_usage:
-            _bring_to_layers(tuner, report)
+            bring_to_layers(tuner, report)
         self.insert(tuner)
         return report
 
@@ -386,17 +386,6 @@ def _merge_just(layer: AdaptedLayer, names: Sequence[str]) -> None:
     if layer.merged_adapters != list(names):
         layer.unmerge()
         layer.merge(names)
-
-
-def _bring_to_layers(tuner: Tuner, report: LoadReport) -> None:
-    """Move tensors that were taken from a file to the devices of their layers."""
-    if report.missing_keys or report.mismatched:
-        raise CheckpointError(
-            f"With low_cpu_mem_usage=True what the file lacks has no values at all. Load without it. {report}"
-        )
-    for placement in tuner.placements:
-        if placement.base.device.type != "meta":
-            placement.adapter.to(placement.base.device)
 
 
 def _set_requires_grad(tuner: Tuner, trains: bool) -> None:

@@ -18,16 +18,13 @@ def resolve_directory(model_id: str | os.PathLike[str], arguments: dict[str, Any
 
     Args:
         model_id: A folder, or ``owner/name`` on the hub.
-        arguments: ``subfolder`` and the hub's keywords are taken out of it.
+        arguments: A caller's keywords, of which ``subfolder`` and the hub's are taken out.
 
     Raises:
         CheckpointError: There is no such folder, and the hub can't be asked or does not have it.
-        TypeError: The arguments hold something else.
     """
     subfolder = arguments.pop("subfolder", None) or ""
     hub = {name: arguments.pop(name) for name in _HUB_ARGUMENTS if name in arguments}
-    if arguments:
-        raise TypeError(f"Unknown keywords: {', '.join(arguments)}.")
     path = Path(model_id)
     if path.is_dir() or not _could_be_on_hub(str(model_id)):
         return path / subfolder

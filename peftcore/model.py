@@ -14,10 +14,12 @@ from typing_extensions import Self
 
 from peftcore.adapted_model import AdaptedModel
 from peftcore.call_state import BASE, Rows
-from peftcore.checkpoint import LoadReport, adapter_state, read_tensors, write_directory, writer_of
+from peftcore.checkpoint import LoadReport, adapter_state, writer_of
 from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, ConfigError, MixedBatchError
+from peftcore.files import read_tensors, write_directory
 from peftcore.hub import resolve_directory
+from peftcore.keywords import refuse_arguments
 from peftcore.peft_type import TaskType
 from peftcore.status import LayerStatus, ModelStatus, count_parameters, layer_statuses, model_status
 from peftcore.targets import OnUnmatched, TargetReport
@@ -372,6 +374,7 @@ class PeftModel(nn.Module):
             AdapterNameError, ConfigError, TargetError: As :meth:`add_adapter`.
         """
         directory = resolve_directory(model_id, kwargs)
+        refuse_arguments("load_adapter", kwargs, {})
         config = PeftConfig.from_pretrained(directory) if config is None else config
         config.inference_mode = not is_trainable
         self.base_model.check_new_name(adapter_name)
@@ -387,19 +390,3 @@ class PeftModel(nn.Module):
             autocast_adapter_dtype=autocast_adapter_dtype,
             key_mapping=key_mapping,
         )
-
-
-def refuse_arguments(function: str, given: Mapping[str, Any], harmless: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse keywords that HF PEFT's functions take and ours don't, unless they ask for nothing.
-
-    Args:
-        function: Its name, for the message.
-        given: The keywords.
-        harmless: By keyword, the values that ask for nothing (None always does).
-
-    Raises:
-        TypeError: One asks for something.
-    """
-    for name, value in given.items():
-        if value is not None and value not in harmless.get(name, ()):
-            raise TypeError(f"{function}() does not take {name}={value!r}.")

@@ -235,31 +235,24 @@ class LayerTuner(Tuner):
             slots = self.plan(report, on_unmatched)
             self.shared = self.make_shared([slot.base for slot in slots if not slot.auxiliary])
             for device, on_device in itertools.groupby(slots, lambda slot: slot.base.device):
-                self.placements += self._make_all(on_device, device, low_cpu_mem_usage, autocast_adapter_dtype)
+                self.placements += self._make_all(list(on_device), device, low_cpu_mem_usage, autocast_adapter_dtype)
         return report
 
-    def make_shared(self, bases: Sequence[BaseLayer]) -> nn.Module | None:
-        """Make what the adapter holds once per model, from all the layers that it is going to stand on."""
-        if self.method.shared_cls is None:
-            return None
-        shared: nn.Module = self.method.shared_cls(self.config, bases)
-        return shared
-
     def _make_all(
-        self, slots: Iterable[Slot], device: torch.device, low_cpu_mem_usage: bool, autocast_adapter_dtype: bool
+        self, slots: Sequence[Slot], device: torch.device, low_cpu_mem_usage: bool, autocast_adapter_dtype: bool
     ) -> list[Placement]:
-        if not low_cpu_mem_usage:
-            with making_tensors_on(device):
-                return [self._make(slot, autocast_adapter_dtype) for slot in slots]
-        slots = list(slots)
-        with making_tensors_on(torch.device("meta")):
-            made = [self._make(slot, autocast_adapter_dtype) for slot in slots]
-        # What no file brings (indices, projections from a seed) has to be there from the start.
-        unsaved = [number for number, placement in enumerate(made) if _has_unsaved_tensors(placement.adapter)]
+        made: dict[int, Placement] = {}
+        if low_cpu_mem_usage:
+            with making_tensors_on(torch.device("meta")):
+                # Parts beside the method start from values of the model, which have to be there.
+                emptied = [number for number, slot in enumerate(slots) if not slot.auxiliary]
+                made = {number: self._make(slots[number], autocast_adapter_dtype) for number in emptied}
+            # So has what no file brings: indices, projections from a seed.
+            made = {number: one for number, one in made.items() if not _has_unsaved_tensors(one.adapter)}
         with making_tensors_on(device):
-            for number in unsaved:
-                made[number] = self._make(slots[number], autocast_adapter_dtype)
-        return made
+            rest = [number for number in range(len(slots)) if number not in made]
+            made.update((number, self._make(slots[number], autocast_adapter_dtype)) for number in rest)
+        return [made[number] for number in range(len(slots))]
 
     def _make(self, slot: Slot, autocast_adapter_dtype: bool) -> Placement:
         adapter = slot.make(slot.base)

@@ -86,7 +86,7 @@ def test(*arguments: str) -> None:
     python("-m", "ruff", "check")
     python("-m", "ruff", "format", "--check")
     python("-m", "mypy")
-    python("-m", "pytest", "-n", "2", *arguments, OMP_NUM_THREADS="1")
+    python("-m", "pytest", "-n", "2", "--dist", "loadgroup", *arguments, OMP_NUM_THREADS="1")
 
 
 COMMANDS = {"quickstart": quickstart, "test": test}

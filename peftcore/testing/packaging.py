@@ -12,8 +12,8 @@ from peftcore.testing.basis import MethodTests
 
 #: Distributions that take long to import, and that few users of a method have.
 HEAVY = frozenset(
-    ("accelerate", "bitsandbytes", "datasets", "diffusers", "huggingface_hub", "matplotlib", "pandas", "pytest")
-    + ("rich", "scipy", "sklearn", "tensorflow", "torchvision", "transformers", "typer")
+    {"accelerate", "bitsandbytes", "datasets", "diffusers", "huggingface_hub", "matplotlib", "pandas", "pytest"}
+    | {"rich", "scipy", "sklearn", "tensorflow", "torchvision", "transformers", "typer"}
 )
 
 _IMPORT = """

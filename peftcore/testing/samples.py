@@ -140,7 +140,7 @@ class Matrix(nn.Module):
 
 
 class Experts(nn.Module):
-    """Mixes three experts, whose weights are stacked ``[experts, out, in]``, or ``[experts, in, out]`` if transposed."""
+    """Mixes three experts with stacked weights, ``[experts, out, in]`` or, if transposed, ``[experts, in, out]``."""
 
     def __init__(self, out_features: int, in_features: int, is_transposed: bool = False) -> None:
         super().__init__()

@@ -78,18 +78,8 @@ def bare(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False)
     site_packages = site_packages_of(folder)
     wheels = sorted(built.glob("*.whl"))
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        site_packages,
-        *wheels,
-        cwd=folder,
-    )
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site_packages]
+    run(*install, *wheels, cwd=folder)
     # Python does not follow path files found there: those of the editable installs, which lead to this tree.
     (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     return folder

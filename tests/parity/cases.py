@@ -17,14 +17,13 @@ CASES = {
     "experts": Case(
         "mixtral", target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]
     ),
-    "router": Case("mixtral", target_modules=["q_proj", "gate"]),
     "experts, one parameter": Case("mixtral", target_parameters=["mlp.experts.down_proj"], target_modules=[]),
     "qwen experts": Case("qwen3-moe", target_modules=["q_proj", "v_proj"], target_parameters=["experts.gate_up_proj"]),
     # Layers.
     "linear": Case("mlp", target_modules=["first", "second"]),
     "conv1d": Case("conv1d", target_modules=["plain", "strided", "pointwise"]),
     "conv2d": Case("conv2d", target_modules=["plain", "strided", "pointwise"]),
-    "conv3d": Case("conv3d", target_modules=["plain", "strided", "pointwise"]),
+    "conv3d": Case("conv3d", target_modules=["plain", "strided"]),
     "embedding": Case("words", target_modules=["words", "head"]),
     "embedding, padding": Case("words-padded", target_modules=["words"]),
     "embedding, scaled gradients": Case("words-scaled", target_modules=["words"]),
@@ -98,19 +97,25 @@ CASES = {
 #: An adapter on one of two layers that share a weight. Only forward can be compared: HF PEFT merges into the shared
 #: weight, and so changes both layers (or, where both have the adapter, each of them twice).
 TIED = {
-    "embedding": Case("llama-tied", target_modules=["embed_tokens", "q_proj"]),
-    "head": Case("llama-tied", target_modules=["lm_head", "q_proj"]),
-    "embedding, tying asked for": Case(
+    "tied embedding": Case("llama-tied", target_modules=["embed_tokens", "q_proj"]),
+    "tied head": Case("llama-tied", target_modules=["lm_head", "q_proj"]),
+    "tied embedding, tying asked for": Case(
         "llama-tied", target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True
     ),
-    "head, tying asked for": Case("llama-tied", target_modules=["lm_head", "q_proj"], ensure_weight_tying=True),
-    "both, tying asked for": Case("llama-tied", target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True),
+    "tied head, tying asked for": Case("llama-tied", target_modules=["lm_head", "q_proj"], ensure_weight_tying=True),
+    "tied both, tying asked for": Case("llama-tied", target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True),
 }
 
 #: HF PEFT gives each grouped convolution an ungrouped A, and refuses to merge that.
 GROUPED = {
-    f"conv{dims}d": Case(f"conv{dims}d", target_modules=["grouped", "depthwise"], r=6) for dims in (1, 2, 3)
+    f"conv{dims}d, groups": Case(f"conv{dims}d", target_modules=["grouped", "depthwise"], r=6) for dims in (1, 2, 3)
 }
+
+#: HF PEFT can't merge it: it squeezes one dimension too few out of a kernel of size 1.
+POINTWISE = {"conv3d, kernel of size 1": Case("conv3d", target_modules=["pointwise"])}
+
+#: HF PEFT turns these targets into parameters when it puts the adapter in; here they are named as parameters.
+REWRITTEN = {"router of experts": Case("mixtral", target_modules=["q_proj", "gate"])}
 
 #: Where HF PEFT's forward contradicts its own merged weight; ours is the merged one in both.
 MERGED_COUNTS = {

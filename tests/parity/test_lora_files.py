@@ -7,7 +7,7 @@ import torch
 
 from peftcore import PeftModel
 
-from .cases import CASES, GROUPED, TIED
+from .cases import CASES, GROUPED, POINTWISE, REWRITTEN, TIED
 from .harness import Case, assert_same, file_tensors, hf_load
 
 
@@ -50,7 +50,7 @@ def test_a_file_written_there_acts_the_same_here(case, tmp_path):
     check_written_there(case, tmp_path, merged=True)
 
 
-@over(CASES | TIED | GROUPED)
+@over(CASES | TIED | GROUPED | POINTWISE)
 def test_both_write_the_same_tensors(case, tmp_path):
     case.theirs().save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
     ours = PeftModel.from_pretrained(case.build(), tmp_path / "theirs")
@@ -88,11 +88,16 @@ def test_merging_into_a_shared_weight_changes_only_what_is_adapted(case):
     assert_same(case.answer(ours.merge_and_unload()), expected)
 
 
-@over(GROUPED)
-def test_a_grouped_convolution_written_here_acts_the_same_there(case, tmp_path):
+@over(GROUPED | POINTWISE)
+def test_what_can_not_be_merged_there_and_is_written_here_acts_the_same_there(case, tmp_path):
     check_written_here(case, tmp_path, merged=False)
 
 
-@over(GROUPED)
-def test_a_grouped_convolution_written_there_acts_the_same_here(case, tmp_path):
+@over(GROUPED | POINTWISE)
+def test_what_can_not_be_merged_there_and_is_written_there_acts_the_same_here(case, tmp_path):
     check_written_there(case, tmp_path, merged=False)
+
+
+@over(REWRITTEN)
+def test_targets_that_are_rewritten_there_are_understood_here(case, tmp_path):
+    check_written_there(case, tmp_path, merged=True)
