@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -237,6 +237,13 @@ class LayerTuner(Tuner):
             for device, on_device in itertools.groupby(slots, lambda slot: slot.base.device):
                 self.placements += self._make_all(list(on_device), device, low_cpu_mem_usage, autocast_adapter_dtype)
         return report
+
+    def make_shared(self, bases: Sequence[BaseLayer]) -> nn.Module | None:
+        """Make what the adapter holds once per model, from all the layers that it is going to stand on."""
+        if self.method.shared_cls is None:
+            return None
+        shared: nn.Module = self.method.shared_cls(self.config, bases)
+        return shared
 
     def _make_all(
         self, slots: Sequence[Slot], device: torch.device, low_cpu_mem_usage: bool, autocast_adapter_dtype: bool
