@@ -33,7 +33,8 @@ The frozen model is the same model without adapters and with no parameter that t
 The input requires a gradient in all three, as it would behind an adapted layer, so that the frozen model has a backward
 pass too: all compute the gradient of the input; those with adapters also the gradients of their factors.
 Overhead is a step's time beyond the frozen model's, as a share of the frozen model's in the same round.
-A measurement is the median of steps repeated for a tenth of a second, at least three; clearing the gradients is not timed.
+A measurement is the median of steps repeated for a tenth of a second, at least three.
+Clearing the gradients is not timed.
 
 Memory is counted, not timed, and the same in each run.
 With a ReLU behind each Linear, the frozen model too keeps the inputs of its layers, all but the first's.
