@@ -183,23 +183,23 @@ class AdaptedLayer(nn.Module):
         if state.rows is not None:
             return self._forward_rows(state.rows, args, kwargs)
         if not self._acting or not state.enabled:
-            return self.base_layer(*args, **kwargs)
+            return self.base.forward(*args, **kwargs)
         if self._only_deltas:
             return self._forward_deltas(self._acting, args, kwargs)
         return self._forward_through(self._acting, args, kwargs)
 
     def _forward_deltas(self, deltas: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        frozen = output = self.base_layer(*args, **kwargs)
+        frozen = output = self.base.forward(*args, **kwargs)
         for delta in deltas:
             output = output + delta.delta_forward(delta.cast(args[0]))  # type: ignore[operator]
         return output.to(frozen.dtype)
 
     def _forward_through(self, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not parts:
-            return self.base_layer(*args, **kwargs)
+            return self.base.forward(*args, **kwargs)
         if not self.base.additive and not any(part.replaces_layer for part in parts):
             return self.base.apply(fold(self.base, parts)[0], *args, **kwargs)
-        below: Any = self.base_layer
+        below: Any = self.base.forward
         for part in parts:
             below = functools.partial(part, below)
         return below(*args, **kwargs)
@@ -233,7 +233,7 @@ class AdaptedLayer(nn.Module):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
-        output = self.base_layer(*args, **kwargs)
+        output = self.base.forward(*args, **kwargs)
         for group, parts in zip(groups, chosen, strict=True):
             for delta in parts:
                 x = args[0] if group.index is None else args[0][group.index]
@@ -294,6 +294,12 @@ class AdaptedLayer(nn.Module):
 
     # ------------------------------------------------------------------- what others ask the frozen layer for
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "base_layer":
+            # Something (sharding, quantisation) put itself in the place of the frozen layer, or around it.
+            self.base.layer = value
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -301,7 +307,7 @@ class AdaptedLayer(nn.Module):
             base = self.__dict__.get("base")
             if base is None or name == "base_layer":
                 raise
-        if base.read_by_owner and name in (base.weight_name, "bias"):
+        if base.read_by_owner and name in (base.weight_name, base.bias_name):
             return self._acting_parameter(name)
         try:
             return getattr(self.base_layer, name)
@@ -322,7 +328,7 @@ class AdaptedLayer(nn.Module):
         weight, bias = (
             fold(self.base, parts) if parts else (getattr(self.base_layer, self.base.weight_name), self.base.bias)
         )
-        return bias if name == "bias" else weight
+        return bias if name == self.base.bias_name else weight
 
     def _view_of_adapters(self, name: str) -> Mapping[str, Any]:
         found = {

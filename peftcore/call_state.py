@@ -128,7 +128,11 @@ class CallState:
     def assigned(self, rows: Rows | None) -> Iterator[None]:
         """Give each row its adapter for the time of the block."""
         before, self.rows = self.rows, rows
+        # torch's fused encoder reads weights instead of calling layers, and one weight can't serve different rows.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             self.rows = before
+            torch.backends.mha.set_fastpath_enabled(fused)

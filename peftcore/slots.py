@@ -133,6 +133,6 @@ def _replace(parent: nn.Module, attribute: str, layer: AdaptedLayer) -> None:
         return
     while isinstance(outer, AdaptedLayer):
         if outer.base_layer is layer:
-            outer.base_layer = outer.base.layer = layer.base_layer
+            outer.base_layer = layer.base_layer
             return
         outer = outer.base_layer

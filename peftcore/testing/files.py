@@ -40,16 +40,17 @@ class FileTests(MethodTests):
             loaded = PeftModel.from_pretrained(case.sample.model(), tmp_path, low_cpu_mem_usage=True)
         tensors = [*loaded.named_parameters(), *loaded.named_buffers()]
         meta = [name for name, tensor in tensors if tensor.is_meta]
-        assert not meta, f"Still on the meta device, without values: {', '.join(meta)}. {_LOST}"
+        assert not meta, (
+            f"Still on the meta device, without values: {', '.join(meta)}. "
+            "Save them, or make what no file holds on the layer's device (device=base.device)."
+        )
         with torch.no_grad():
             assert_close(loaded(trial.x), trial.output(), "Loaded by way of the meta device, the output differs", _LOST)
 
     def test_meta_adapter_takes_a_state(self, case: Case) -> None:
-        """An adapter made on the meta device holds no values until it is given some."""
+        """An adapter made on the meta device works once it is given its tensors."""
         trial = Trial(case)
         made = get_peft_model(case.sample.model(), case.config(), low_cpu_mem_usage=True)
-        there = [name for name, tensor in get_peft_model_state_dict(made).items() if not tensor.is_meta]
-        assert not there, f"Made with low_cpu_mem_usage=True, these are not on the meta device: {', '.join(there)}."
         set_peft_model_state_dict(made, get_peft_model_state_dict(trial.model), low_cpu_mem_usage=True)
         with torch.no_grad():
             assert_close(made(trial.x), trial.output(), "Given another adapter's state, the output differs", _LOST)

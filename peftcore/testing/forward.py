@@ -67,7 +67,7 @@ class ForwardTests(MethodTests):
         assert_close(
             trial.output(),
             exact.output().bfloat16(),
-            f"With autocast_adapter_dtype={autocast}, the bfloat16 model differs from a float32 one that holds the same",
+            f"With autocast_adapter_dtype={autocast}, the bfloat16 model differs from a float32 one like it",
             "Does the adapter compute in a dtype of its own, or lose precision on the way?",
             BFLOAT16,
         )

@@ -69,28 +69,39 @@ class MergingTests(MethodTests):
         """What is left is the user's model, with its own modules and new weights."""
         trial = Trial(case)
         expected = trial.output()
-        if self.adapter_cls().mergeable is not True:
+        if not self.merged(trial):
             with pytest.raises(NotMergeableError):
                 trial.model.merge_and_unload()
-            assert_close(trial.output(), expected, "After a refused merge_and_unload(), the output differs", "", EXACT)
+            cause = "Is something taken out before every part was asked whether it can be merged?"
+            assert_close(
+                trial.output(), expected, "After a refused merge_and_unload(), the output differs", cause, EXACT
+            )
             return
         merged = trial.model.merge_and_unload()
         with torch.no_grad():
-            assert_close(merged(trial.x), expected, "After merge_and_unload(), the output differs", "")
+            cause = "Does the merged weight need something that goes with the adapter?"
+            assert_close(merged(trial.x), expected, "After merge_and_unload(), the output differs", cause)
         modules = {path: type(module).__name__ for path, module in merged.named_modules()}
         before = {path: type(module).__name__ for path, module in trial.before.modules.items()}
         assert modules == before, "After merge_and_unload(), the model's modules are not those that it had."
 
+    def test_deleting_a_merged_adapter_unmerges_it(self, case: Case) -> None:
+        """Deleted while it is merged, an adapter is gone from the weights too."""
+        trial = Trial(case)
+        if not self.merged(trial):
+            return
+        trial.model.delete_adapter("default")
+        cause = "Is delta_weight the same whenever it is asked?"
+        trial.before.assert_tensors_same("After deleting a merged adapter", cause, FLOAT32)
+        assert_close(trial.output(), trial.frozen, "After deleting a merged adapter, the output differs", cause)
+
     def test_safe_merge_refuses_what_is_not_finite(self, case: Case) -> None:
         """``safe_merge=True`` leaves everything as it was when the merged weight would hold NaN."""
         trial = Trial(case)
-        if self.adapter_cls().mergeable is not True:
-            self.merged(trial, safe_merge=True)
-            return
         with torch.no_grad():
             for parameter in trainable(trial.model).values():
                 parameter.fill_(float("nan"))
-        with pytest.raises(MergeError):
+        with pytest.raises((MergeError, NotMergeableError)):
             trial.model.merge_adapter(safe_merge=True)
         trial.before.assert_tensors_same("After a refused safe_merge", "Is the weight written before it is checked?")
         merged = trial.model.get_model_status().merged_adapters

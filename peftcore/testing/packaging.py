@@ -64,7 +64,7 @@ class NameTests(MethodTests):
         assert PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] is method.config_cls
         assert PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] == method.prefix
         assert method.prefix.endswith("_"), f"The prefix {method.prefix!r} must end in an underscore."
-        config = self.cases()[0].config()
+        config = method.config_cls(**self.configs[0])
         assert config.peft_type is peft_type, f"A config's peft_type is {config.peft_type!r}, not {peft_type!r}."
 
     def test_every_kind_and_every_config_is_accepted_somewhere(self) -> None:
