@@ -16,9 +16,9 @@ from peftcore.adapted_model import AdaptedModel
 from peftcore.checkpoint import LoadReport, adapter_state, load_adapter_state, saved_tensors
 from peftcore.config import PeftConfig
 from peftcore.exceptions import CheckpointError, ConfigError
-from peftcore.keywords import refuse_arguments
 from peftcore.model import PeftModel
 from peftcore.registry import registry
+from peftcore.signatures import refuse_arguments
 from peftcore.targets import OnUnmatched, TargetReport
 from peftcore.tuner import LayerTuner, Tuner
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,8 +20,8 @@ from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, ConfigError, MixedBatchError
 from peftcore.files import read_tensors, write_directory
 from peftcore.hub import resolve_directory
-from peftcore.keywords import refuse_arguments
 from peftcore.peft_type import TaskType
+from peftcore.signatures import refuse_arguments, signed_as
 from peftcore.status import LayerStatus, ModelStatus, count_parameters, layer_statuses, model_status
 from peftcore.targets import OnUnmatched, TargetReport
 
@@ -72,6 +73,7 @@ class PeftModel(nn.Module):
             raise TypeError("The model is a PeftModel already; use its add_adapter() or load_adapter().")
         self.base_model = AdaptedModel.of(model)
         self.training = model.training
+        self.__dict__["forward"] = signed_as(model.forward, functools.partial(type(self).forward, self))
         if peft_config is not None:
             self.add_adapter(
                 adapter_name,

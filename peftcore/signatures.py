@@ -1,8 +1,11 @@
-"""Keywords that callers of HF PEFT's functions pass, and that ask for nothing here."""
+"""Signatures: what callers of HF PEFT's functions pass, and what trainers read of a model's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 
@@ -20,3 +23,10 @@ def refuse_arguments(function: str, given: Mapping[str, Any], harmless: Mapping[
     for name, value in given.items():
         if value is not None and value not in harmless.get(name, ()):
             raise TypeError(f"{function}() does not take {name}={value!r}.")
+
+
+def signed_as(other: Callable[..., Any], function: functools.partial[Any]) -> functools.partial[Any]:
+    """Let a function show another's parameters: trainers read from them which columns of a data set a model takes."""
+    with suppress(TypeError, ValueError):  # some callables have no signature
+        function.__signature__ = inspect.signature(other)  # type: ignore[attr-defined]
+    return function
