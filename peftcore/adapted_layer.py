@@ -256,17 +256,17 @@ class AdaptedLayer(nn.Module):
         """
         wanted = self._active if adapter_names is None else adapter_names
         names = [name for name in dict.fromkeys(wanted) if name not in self._merged and self.parts(name)]
-        parts = self._folding_parts(names)
+        parts = self.folding_parts(names)
         check_mergeable(parts)
         if parts:
-            self._merged_weight().merge(self._folding_parts(self._merged), parts, safe_merge)
+            self._merged_weight().merge(self.folding_parts(self._merged), parts, safe_merge)
         self._merged += tuple(names)
         self._replan()
 
     def unmerge(self) -> None:
         """Take out of the weight what is merged; nothing happens if nothing is."""
         if self._merging is not None:
-            self._merging.unmerge(self._folding_parts(self._merged))
+            self._merging.unmerge(self.folding_parts(self._merged))
             self._merging = None
         self._merged = ()
         self._replan()
@@ -287,8 +287,8 @@ class AdaptedLayer(nn.Module):
             self._merging = MergedWeight(self.base)
         return self._merging
 
-    def _folding_parts(self, names: Iterable[str]) -> list[Adapter]:
-        """The parts that write to this layer's weight when they are merged."""
+    def folding_parts(self, names: Iterable[str]) -> list[Adapter]:
+        """Return the parts that write to this layer's weight when they are merged."""
         parts = (part for name in names for part in self.parts(name))
         return [part for part in parts if not (part.replaces_layer or part.repeats_another)]
 

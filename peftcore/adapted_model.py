@@ -24,6 +24,7 @@ from peftcore.registry import registry
 from peftcore.slots import Placement, unwrap
 from peftcore.targets import TargetReport
 from peftcore.tuner import Tuner
+from peftcore.tying import owners_of_weights
 
 #: Where a model that was adapted in place keeps its AdaptedModel; outside the module tree, which stays free of cycles.
 _HOST = "_peftcore_adapted_model"
@@ -299,13 +300,11 @@ class AdaptedModel(nn.Module):
         repeating = {
             id(unwrap(layer)) for layer in layers for name in names for p in layer.parts(name) if p.repeats_another
         }
-        owners: dict[int, set[int]] = {}
-        for module in self.model.modules():
-            for parameter in module._parameters.values():
-                owners.setdefault(id(parameter), set()).add(id(module))
+        owners = owners_of_weights(self.model)
         for layer in layers:
-            others = owners.get(id(stored_weight(layer.base)), set()) - {id(unwrap(layer))} - repeating
-            if others and id(unwrap(layer)) not in repeating:
+            alike = {id(unwrap(layer)), *repeating}
+            others = [o for o in owners.get(id(stored_weight(layer.base)), ()) if id(o.module) not in alike]
+            if others and layer.folding_parts(names):
                 layer.separate_weight()
 
     @staticmethod

@@ -21,6 +21,7 @@ from peftcore.config import LayerConfig
 from peftcore.exceptions import ConfigError, TargetError
 from peftcore.slots import Sites, Slot, unwrap
 from peftcore.targets import Inventory, NearestNames, OnUnmatched, sites_of
+from peftcore.tying import tie_copies
 
 
 def plan_auxiliary(
@@ -38,8 +39,9 @@ def plan_auxiliary(
         TargetError: The model does not have what the config names.
         ConfigError: Two wishes exclude each other.
     """
+    copies = list(_modules_to_save(model, config.modules_to_save or (), on_unmatched))
     return [
-        *_modules_to_save(model, config.modules_to_save or (), on_unmatched),
+        *(tie_copies(model, copies) if config.ensure_weight_tying else copies),
         *_biases(model, config, main),
         *_tokens(model, config, main),
     ]

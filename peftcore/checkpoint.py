@@ -145,8 +145,9 @@ def load_adapter_state(
     report = _compare(places, state)
     if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
         raise CheckpointError(f"The file does not fit adapter {tuner.name!r} ({tuner.method.name}). {report}")
+    taken: dict[int, Tensor] = {}
     for key in report.loaded:
-        _put(places[key], state[key], assign)
+        _put(places[key], state[key], assign, taken)
     return report
 
 
@@ -206,15 +207,17 @@ def _compare(places: Mapping[str, SavedTensor], state: Mapping[str, Tensor]) -> 
     )
 
 
-def _put(place: SavedTensor, value: Tensor, assign: bool) -> None:
+def _put(place: SavedTensor, value: Tensor, assign: bool, taken: dict[int, Tensor]) -> None:
+    """Load one tensor; ``taken`` remembers what took a tensor's place, which may stand in two modules."""
     current = place.tensor
     if not assign and not current.is_meta:
         current.copy_(value)
         return
-    value = value.to(current.dtype) if current.is_floating_point() else value
-    if isinstance(current, nn.Parameter):
-        value = nn.Parameter(value, requires_grad=current.requires_grad)
-    place.store[place.name] = value
+    if id(current) not in taken:
+        value = value.to(current.dtype) if current.is_floating_point() else value
+        parameter = isinstance(current, nn.Parameter)
+        taken[id(current)] = nn.Parameter(value, requires_grad=current.requires_grad) if parameter else value
+    place.store[place.name] = taken[id(current)]
 
 
 def bring_to_layers(tuner: Tuner, report: LoadReport) -> None:

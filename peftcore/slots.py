@@ -31,6 +31,8 @@ class Slot:
         base: The view of the layer.
         make: Makes the adapter module for the view.
         auxiliary: Whether it trains something beside the method (a bias, rows, a whole module).
+        starts_from_values: Whether making it needs what is in the model or in another adapter, so that it can't be made
+            on the meta device. What is beside the method always does.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Slot:
     base: BaseLayer
     make: Callable[[BaseLayer], Adapter]
     auxiliary: bool = False
+    starts_from_values: bool = False
 
 
 @dataclass

@@ -30,6 +30,7 @@ from peftcore.method import PeftMethod
 from peftcore.registry import registry
 from peftcore.slots import Placement, Slot, place, take_out, unwrap
 from peftcore.targets import Match, ModuleMatcher, OnUnmatched, TargetReport, find_parameters, find_targets
+from peftcore.tying import tie_adapters
 
 #: dtypes in which training is too coarse; adapters on such layers are kept in float32 unless told otherwise.
 COARSE_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
@@ -139,10 +140,15 @@ class LayerTuner(Tuner):
         return find_targets(
             self.model,
             matcher,
-            adapt=lambda module: _supported_view(module, adapter_cls),
+            adapt=self._view,
             unwrap=unwrap,
             supported=f"for {config.method}, kinds {', '.join(sorted(adapter_cls.kinds))} of {base_layers.SUPPORTED}",
         )
+
+    def _view(self, module: nn.Module) -> BaseLayer | None:
+        """Return the view of a layer that the method can adapt."""
+        base = view_of(module)
+        return base if base is not None and self.adapter_cls().can_adapt(base) else None
 
     def adapter_cls(self) -> type[Adapter]:
         """Return the class of the method's adapter modules."""
@@ -175,6 +181,8 @@ class LayerTuner(Tuner):
             for slot in self._slots_of(match):
                 slots.setdefault(id(slot.base.layer), slot)
         main = [*slots.values(), *self._parameter_slots()]
+        if self.config.ensure_weight_tying:
+            main = tie_adapters(self.model, main, self.config, self._view, self._adapter)
         return [*main, *plan_auxiliary(self.model, self.config, main, on_unmatched)]
 
     def _slots_of(self, match: Match[BaseLayer]) -> Iterator[Slot]:
@@ -251,10 +259,9 @@ class LayerTuner(Tuner):
         made: dict[int, Placement] = {}
         if low_cpu_mem_usage:
             with making_tensors_on(torch.device("meta")):
-                # Parts beside the method start from values of the model, which have to be there.
-                emptied = [number for number, slot in enumerate(slots) if not slot.auxiliary]
+                emptied = [n for n, slot in enumerate(slots) if not (slot.auxiliary or slot.starts_from_values)]
                 made = {number: self._make(slots[number], autocast_adapter_dtype) for number in emptied}
-            # So has what no file brings: indices, projections from a seed.
+            # What no file brings (indices, projections from a seed) has to be there from the start.
             made = {number: one for number, one in made.items() if not _has_unsaved_tensors(one.adapter)}
         with making_tensors_on(device):
             rest = [number for number in range(len(slots)) if number not in made]
@@ -281,11 +288,6 @@ def model_type(model: nn.Module) -> str:
 def view_of(layer: nn.Module) -> BaseLayer | None:
     """Return the view of a layer: a plugin's if one has it, else the core's own, else None."""
     return registry.adapt_base_layer(layer) or base_layers.adapt(layer)
-
-
-def _supported_view(module: nn.Module, adapter_cls: type[Adapter]) -> BaseLayer | None:
-    base = view_of(module)
-    return base if base is not None and adapter_cls.can_adapt(base) else None
 
 
 def _parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:

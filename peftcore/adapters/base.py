@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from peftcore.base_layers.base import BaseLayer
 from peftcore.config import PeftConfig
-from peftcore.exceptions import NotMergeableError
+from peftcore.exceptions import ConfigError, NotMergeableError
 
 #: What an adapter stands around: the frozen layer, or it and the adapters before.
 Below = Callable[..., Any]
@@ -83,6 +83,20 @@ class Adapter(nn.Module):
         """
         raise NotMergeableError(
             f"{type(self).__name__} can't be merged: {self.unmergeable_because or 'it has no fold'}."
+        )
+
+    def tied(self, base: BaseLayer, config: Any) -> Adapter:
+        """Return this adapter as it acts on another layer that stores the same weight.
+
+        Args:
+            base: The other layer; an embedding's weight may be a linear layer's there.
+            config: The method's config as it holds for that layer.
+
+        Raises:
+            ConfigError: The method's adapters can't be shared.
+        """
+        raise ConfigError(
+            f"ensure_weight_tying: {type(self).__name__} can't be shared by layers that store one weight."
         )
 
     def saved_module(self) -> nn.Module:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from peftcore.adapters.base import Adapter, Below
+from peftcore.base_layers.base import BaseLayer
 
 #: Every kind whose weight a matrix can be added to.
 MATRIX_KINDS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "embedding", "attention", "parameter"})
@@ -51,6 +53,10 @@ class WeightDelta(Adapter):
         """Return Δ in the shape of the canonical weight."""
         return self.delta_weight().reshape(self.base.weight_shape)
 
+    def tied(self, base: BaseLayer, config: Any) -> WeightDelta:
+        """Return this adapter as it acts on another layer that stores the same weight; here, by forming Δ."""
+        return TiedDelta(base, self)
+
     def forward(self, below: Below, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the output below plus Δ's effect on the same input."""
         return below(x, *args, **kwargs) + self.delta_forward(self.cast(x))
@@ -61,3 +67,35 @@ class WeightDelta(Adapter):
         if delta_bias is not None:
             bias = delta_bias if bias is None else bias + delta_bias
         return weight + self.canonical_delta(), bias
+
+
+class TiedDelta(WeightDelta):
+    """Repeats another adapter's Δ, transposed where an embedding's weight is a linear layer's.
+
+    It holds nothing of its own, and files hold nothing of it.
+
+    Args:
+        base: The second layer.
+        source: The first layer's adapter.
+    """
+
+    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
+    repeats_another = True
+
+    def __init__(self, base: BaseLayer, source: WeightDelta) -> None:
+        nn.Module.__init__(self)
+        self.base = base
+        # Kept out of the module tree: the source stands there already.
+        self.__dict__["source"] = source
+
+    source: WeightDelta
+
+    def delta_weight(self) -> Tensor:
+        """Return the source's Δ, as this layer sees it."""
+        delta = self.source.canonical_delta()
+        return delta if (self.base.kind == "embedding") == (self.source.base.kind == "embedding") else delta.mT
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The source's dtype."""
+        return self.source.dtype

@@ -1,7 +1,10 @@
-"""How close two results must be, and what is said when they are not."""
+"""How close two results must be, what must be refused, and what is said when it is otherwise."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +42,7 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     if not expected.numel():
         return 0.0
     apart = (actual.detach().double() - expected.detach().double()).abs()
-    return torch.nan_to_num(apart, nan=float("inf")).max().item()
+    return torch.nan_to_num(apart, nan=math.inf, posinf=math.inf).max().item()
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str, cause: str, tolerance: Tolerance = FLOAT32) -> None:
@@ -63,3 +66,18 @@ def assert_close(actual: Tensor, expected: Tensor, what: str, cause: str, tolera
     apart, allowed = difference(actual, expected), tolerance.allowed(expected)
     if apart > allowed:
         raise AssertionError(f"{what} by {apart:.2g}; {allowed:.2g} is allowed, since {tolerance.reason}. {cause}")
+
+
+@contextmanager
+def refused(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Check that the block raises one of these errors.
+
+    Raises:
+        AssertionError: It raises nothing.
+    """
+    __tracebackhide__ = True
+    try:
+        yield
+    except errors:
+        return
+    raise AssertionError(f"{what} must be refused by {' or '.join(error.__name__ for error in errors)}, and is not.")

@@ -6,14 +6,13 @@ import copy
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from torch import nn
 
 from peftcore import get_peft_model
 from peftcore.exceptions import TargetError
 from peftcore.testing.basis import MethodTests
-from peftcore.testing.closeness import EXACT, assert_close
+from peftcore.testing.closeness import EXACT, assert_close, refused
 from peftcore.testing.samples import UNKNOWN, Sample
 from peftcore.testing.snapshot import Snapshot
 from peftcore.testing.trials import Case, Trial, perturb, seeded
@@ -76,7 +75,7 @@ class LifecycleTests(MethodTests):
             model = sample.model()
             before = Snapshot.of(model)
             config = Case(self.method, sample, self.configs[0], self.configs[0]).config()
-            with pytest.raises(TargetError):
+            with refused(f"A layer of the kind {sample.kind!r}, which is not among the adapter's kinds,", TargetError):
                 get_peft_model(model, config)
             before.assert_same(model, f"After a {sample.kind} layer was refused", _TRACE)
 
@@ -85,7 +84,7 @@ class LifecycleTests(MethodTests):
         for case, error in self.refusals():
             model = case.sample.model()
             before = Snapshot.of(model)
-            with pytest.raises(type(error)):
+            with refused(f"{case}, which was refused before,", type(error)):
                 get_peft_model(model, case.config())
             before.assert_same(model, f"After {case} was refused", _TRACE)
 
@@ -93,14 +92,14 @@ class LifecycleTests(MethodTests):
         """If the adapter of the second layer can't be made, neither a bare nor an adapted model has changed."""
         model = first_case.sample.model()
         before = Snapshot.of(model)
-        with _failing_at_the_second(self.adapter_cls()), pytest.raises(_HalfWay):
+        with _failing_at_the_second(self.adapter_cls()), refused("A layer whose adapter can't be made", _HalfWay):
             get_peft_model(model, first_case.config())
         before.assert_same(model, "After an adapter's constructor failed", _TRACE)
 
         trial = Trial(first_case, "one")
         expected = trial.output()
         before = Snapshot.of(trial.user_model)
-        with _failing_at_the_second(self.adapter_cls()), pytest.raises(_HalfWay):
+        with _failing_at_the_second(self.adapter_cls()), refused("A layer whose adapter can't be made", _HalfWay):
             trial.add("two")
         before.assert_same(trial.user_model, "After a second adapter's constructor failed", _TRACE)
         assert_close(trial.output(), expected, "After a second adapter's constructor failed, the first differs", _TRACE)

@@ -133,7 +133,9 @@ def test_it_goes_into_a_file_and_back(tmp_path):
 def test_the_copy_is_in_the_models_mode(training):
     net = nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.5)).train(training)
     model = get_peft_model(net, PlainConfig(target_modules=["0"], modules_to_save=["1"]))
-    assert all(module.training is training for module in model.get_base_model().modules())
+    parts = [part for layer in model.base_model.layers() for part in layer.parts("default")]
+    assert len(parts) == 2
+    assert all(module.training is training for part in parts for module in part.modules())
     model.eval()
     assert not any(module.training for module in model.modules())
 

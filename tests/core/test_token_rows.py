@@ -112,7 +112,7 @@ def test_made_without_memory_and_loaded(tmp_path):
         ({"emb": [11]}, TargetError),
         ({"emb": [-1]}, TargetError),
         ({"emb": [1, 1]}, TargetError),
-        ({"lin": [1]}, TargetError),
+        ({"head": [1]}, TargetError),
         ({"embb": [1]}, TargetError),
         ({"emb": []}, PeftCoreError),
     ],

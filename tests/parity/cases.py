@@ -42,10 +42,14 @@ CASES = {
     "some layers": Case("gpt2", target_modules=["c_attn"], layers_to_transform=[0], layers_pattern="h"),
     # How strong.
     "rank_pattern": Case(
-        "llama", target_modules=["q_proj", "up_proj", "v_proj"], rank_pattern={"up_proj": 4, "layers.1.self_attn.q_proj": 1}
+        "llama",
+        target_modules=["q_proj", "up_proj", "v_proj"],
+        rank_pattern={"up_proj": 4, "layers.1.self_attn.q_proj": 1},
     ),
     "rank_pattern, expressions": Case(
-        "llama", target_modules=["q_proj", "v_proj"], rank_pattern={r"model\.layers\.\d+\.self_attn\.q_proj": 5, "^v_proj": 3}
+        "llama",
+        target_modules=["q_proj", "v_proj"],
+        rank_pattern={r"model\.layers\.\d+\.self_attn\.q_proj": 5, "^v_proj": 3},
     ),
     "alpha_pattern": Case(
         "llama", target_modules=["q_proj", "v_proj"], alpha_pattern={"q_proj": 10, r"layers\.1\.self_attn\.v_proj": 1}
@@ -70,8 +74,12 @@ CASES = {
     "bias lora_only, convolution": Case("conv1d", target_modules=["plain", "strided"], bias="lora_only"),
     "bias lora_only, gpt2": Case("gpt2", target_modules=["c_attn"], bias="lora_only", fan_in_fan_out=True),
     "modules_to_save": Case("mlp", target_modules=["first"], modules_to_save=["head", "norm"]),
-    "modules_to_save, whole block": Case("vit", target_modules=["q_proj"], modules_to_save=["layers.1.mlp", "classifier"]),
-    "modules_to_save, embeddings": Case("llama", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    "modules_to_save, whole block": Case(
+        "vit", target_modules=["q_proj"], modules_to_save=["layers.1.mlp", "classifier"]
+    ),
+    "modules_to_save, embeddings": Case(
+        "llama", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]
+    ),
     "bias all, embedding targeted": Case("bert", target_modules=["word_embeddings", "query"], bias="all"),
     "bias all, parameters named alike": Case("t5", target_modules=["q"], bias="all"),
     "bias all, attention beside": Case("attention", target_modules=["head"], bias="all"),
@@ -103,7 +111,9 @@ TIED = {
         "llama-tied", target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True
     ),
     "tied head, tying asked for": Case("llama-tied", target_modules=["lm_head", "q_proj"], ensure_weight_tying=True),
-    "tied both, tying asked for": Case("llama-tied", target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True),
+    "tied both, tying asked for": Case(
+        "llama-tied", target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True
+    ),
 }
 
 #: HF PEFT gives each grouped convolution an ungrouped A, and refuses to merge that.

@@ -276,16 +276,19 @@ class Words(Plain):
 class Attention(Plain):
     """torch's attention, with a layer behind it."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, batch_first: bool) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, **kwargs)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
         self.head = nn.Linear(8, 3)
 
     def example(self, rows: int, rng: torch.Generator) -> dict[str, Tensor]:
         return {"x": torch.randn(rows, 5, 8, generator=rng)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.attention(x, x, x, need_weights=False)[0])
+        if self.attention.batch_first:
+            return self.head(self.attention(x, x, x, need_weights=False)[0])
+        x = x.transpose(0, 1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].transpose(0, 1))
 
 
 BUILDERS = {
@@ -310,5 +313,5 @@ BUILDERS = {
     "words-normed": functools.partial(Words, max_norm=1.0),
     "words-scaled": functools.partial(Words, scale_grad_by_freq=True),
     "attention": functools.partial(Attention, batch_first=True),
-    "attention-sequence-first": Attention,
+    "attention-sequence-first": functools.partial(Attention, batch_first=False),
 }

@@ -61,11 +61,6 @@ def test_both_write_the_same_values(tmp_path):
     assert ours["inference_mode"] is True
 
 
-def test_a_file_says_which_version_wrote_it(tmp_path):
-    Case("mlp", target_modules=["first"]).ours().save_pretrained(tmp_path)
-    assert file_config(tmp_path)["peft_version"]
-
-
 def test_our_own_options_stay_out_of_files_that_do_not_use_them(tmp_path):
     theirs = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     LoraConfig().save_pretrained(tmp_path)
@@ -74,7 +69,12 @@ def test_our_own_options_stay_out_of_files_that_do_not_use_them(tmp_path):
 
 @pytest.mark.parametrize(
     "asked",
-    [{"use_dora": True}, {"layer_replication": [[0, 2]]}, {"alora_invocation_tokens": [1]}, {"init_lora_weights": "pissa"}],
+    [
+        {"use_dora": True},
+        {"layer_replication": [[0, 2]]},
+        {"alora_invocation_tokens": [1]},
+        {"init_lora_weights": "pissa"},
+    ],
     ids=lambda asked: next(iter(asked)),
 )
 def test_what_this_version_does_not_have_is_refused_by_name(asked, tmp_path):

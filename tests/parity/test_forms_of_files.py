@@ -42,17 +42,16 @@ def test_the_head_of_the_file_says_what_readers_look_for(tmp_path):
 
 
 def test_names_are_mapped_the_same_way(tmp_path):
-    CASE.theirs().save_pretrained(tmp_path)
-    old = {}
-    for name, value in file_tensors(tmp_path).items():
-        old[name.replace("model.layers.", "model.blocks.")] = value
+    source = CASE.theirs()
+    source.save_pretrained(tmp_path)
+    old = {name.replace("model.layers.", "model.blocks."): value for name, value in file_tensors(tmp_path).items()}
     torch.save(old, tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_model.safetensors").unlink()
     mapping = {r"^model\.blocks\.": "model.layers."}
     ours = PeftModel.from_pretrained(CASE.build(), tmp_path, key_mapping=mapping).eval()
     theirs = hf_load(CASE.build(), tmp_path, key_mapping=mapping)
     assert_same(CASE.answer(ours), CASE.answer(theirs))
-    assert_same(CASE.answer(ours), CASE.answer(CASE.theirs()))
+    assert_same(CASE.answer(ours), CASE.answer(source))
 
 
 def test_the_meta_device_is_left_by_loading(tmp_path):

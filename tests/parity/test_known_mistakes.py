@@ -18,8 +18,7 @@ from .harness import Case, answer, assert_same, perturb
 
 # ------------------------------------------------------------------- adapter_names is honoured by every layer
 
-#: Batch statistics are of rows together, and experts get their tokens from all rows.
-ROW_BY_ROW = {name: case for name, case in (CASES | TIED | GROUPED | POINTWISE | MERGED_COUNTS | ATTENTION).items()}
+ROW_BY_ROW = CASES | TIED | GROUPED | POINTWISE | MERGED_COUNTS | ATTENTION
 
 
 @pytest.mark.parametrize("case", list(ROW_BY_ROW.values()), ids=list(ROW_BY_ROW))
@@ -30,11 +29,12 @@ def test_each_row_gets_its_adapter(case: Case):
     model.set_adapter("b")
     perturb(model, seed=1)
     alone = {}
+    # The frozen model first: torch's embedding with max_norm shortens its vectors for good when they are looked up.
+    with model.disable_adapter():
+        alone["__base__"] = case.answer(model)
     for name in ("a", "b"):
         model.set_adapter(name)
         alone[name] = case.answer(model)
-    with model.disable_adapter():
-        alone["__base__"] = case.answer(model)
     names = ["b", "__base__", "a", "b"]
     expected = torch.stack([alone[name][row] for row, name in enumerate(names)])
     assert_same(case.answer(model, adapter_names=names), expected)
@@ -132,13 +132,15 @@ def test_keys_that_do_not_fit_are_errors(change, says, tmp_path):
     assert all(parameter.requires_grad for parameter in built.parameters())
 
 
-@pytest.mark.parametrize("option", ["target_modules", "modules_to_save", "target_parameters", "trainable_token_indices"])
+@pytest.mark.parametrize(
+    "option", ["target_modules", "modules_to_save", "target_parameters", "trainable_token_indices"]
+)
 def test_what_matches_nothing_is_an_error(option):
-    wrong = {"words_": [1]} if option == "trainable_token_indices" else ["head", "secnd"]
-    options = {"target_modules": ["head"], **{option: wrong}}
+    wrong = {"words_": [1]} if option == "trainable_token_indices" else ["secnd"]
+    options = {"target_modules": ["head"], option: wrong}
     built = Case("words").build()
     modules = list(built.named_modules())
-    with pytest.raises(TargetError, match="words_|secnd"):
+    with pytest.raises(TargetError, match=r"words_|secnd"):
         peftcore.get_peft_model(built, LoraConfig(**options))
     assert list(built.named_modules()) == modules
 
@@ -184,12 +186,21 @@ def test_a_mixed_batch_that_fails_leaves_nothing_behind():
     with pytest.raises(ArithmeticError):
         model(x, adapter_names=["b", "a"])
     model.get_base_model().fail = False
-    for wrong in (["a"], ["a", "b", "a"], ["a", "c"], "ab"):
+    for wrong in (["a", "b", "a"], ["a", "c"], "ab"):
         with pytest.raises(MixedBatchError):
             model(x, adapter_names=wrong)
     assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()] == hooks
     assert torch.equal(model(x), plain)
     assert torch.equal(model(x, adapter_names=["a", "b"]), mixed)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"]])
+def test_there_is_one_name_per_row(names):
+    """Two names for four rows say nothing about which rows are meant; HF PEFT refuses them as well."""
+    model = peftcore.get_peft_model(Failing(), LoraConfig(target_modules=["first"], r=2), "a")
+    model.add_adapter("b", LoraConfig(target_modules=["first"], r=1))
+    with pytest.raises(MixedBatchError, match="4 rows"):
+        model(torch.randn(4, 4), adapter_names=names)
 
 
 # ---------------------------------------------------------------- work does not grow with what is there already
@@ -268,7 +279,7 @@ def test_other_work_depends_neither_on_the_model_nor_on_other_adapters(action, m
 
 def test_work_grows_with_the_layers_adapted_and_no_faster(monkeypatch):
     def work(layers: int) -> int:
-        built, config = deep(layers), LoraConfig(target_modules=[r"0", r"2"], r=1)
+        built, config = deep(layers), LoraConfig(target_modules=r"\d+\.[02]", r=1)
         with monkeypatch.context() as patch:
             return Counter(patch).during(lambda: peftcore.get_peft_model(built, config))
 

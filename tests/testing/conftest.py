@@ -15,14 +15,19 @@ def run(suite, tmp_path, names=None):
     failures = defaultdict(list)
     for name, check in inspect.getmembers(suite, inspect.isfunction):
         marks = {mark.name: mark for mark in getattr(check, "pytestmark", ())}
-        if not name.startswith("test_") or hasattr(PackagingTests, name) or "slow" in marks or (names and name not in names):
+        if (
+            not name.startswith("test_")
+            or hasattr(PackagingTests, name)
+            or "slow" in marks
+            or (names and name not in names)
+        ):
             continue
         for number, arguments in enumerate(arguments_of(suite, check, marks)):
             if "tmp_path" in inspect.signature(check).parameters:
                 arguments["tmp_path"] = tmp_path / f"{name}{number}"
             try:
                 check(suite(), **arguments)
-            except Exception as error:
+            except (Exception, pytest.fail.Exception) as error:
                 failures[name].append(f"{type(error).__name__}: {error}")
     return dict(failures)
 

@@ -118,6 +118,8 @@ class TiedLoraAdapter(LoraAdapter):
     It holds nothing of its own, so one change trains both layers; files hold the factors under both layers' keys.
     """
 
+    repeats_another = True
+
     source: LoraAdapter
 
     def __init__(self, base: BaseLayer, config: LoraConfig, source: LoraAdapter) -> None:

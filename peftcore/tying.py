@@ -1,0 +1,126 @@
+"""Tying: layers that store one weight between them share one adapter (``ensure_weight_tying``).
+
+An embedding and the head of a language model are often one matrix. Adapted apart, they become two; adapted as one, what
+trains is one change of the one matrix.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from peftcore.adapters.base import Adapter
+from peftcore.adapters.selective import ModuleCopy
+from peftcore.base_layers.base import BaseLayer
+from peftcore.config import LayerConfig
+from peftcore.merging import stored_weight
+from peftcore.slots import Sites, Slot, unwrap
+from peftcore.targets import Inventory, sites_of
+
+#: Makes the adapter module for the layer at a path.
+Make = Callable[[str, BaseLayer], Adapter]
+#: Returns the view of a layer, None for one that can't be adapted.
+View = Callable[[nn.Module], BaseLayer | None]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A module that stores a weight.
+
+    Attributes:
+        path: Its dotted path in the user's model.
+        module: The module.
+        sites: Where it stands.
+    """
+
+    path: str
+    module: nn.Module
+    sites: Sites
+
+
+def owners_of_weights(model: nn.Module) -> dict[int, list[Owner]]:
+    """Return, by each parameter's id, the modules that store it, in the order of the model."""
+    owners: dict[int, list[Owner]] = {}
+    for places in Inventory(model, unwrap):
+        owner = Owner(places[0].path, places[0].module, sites_of(places))
+        for parameter in owner.module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(owner)
+    return owners
+
+
+def tie_adapters(model: nn.Module, slots: Sequence[Slot], config: LayerConfig, view: View, make: Make) -> list[Slot]:
+    """Return the slots with each of those whose weight others store too widened to all of its owners.
+
+    The first owner in the model gets the adapter, the others get it as it acts on them.
+
+    Args:
+        model: The user's model.
+        slots: The method's slots.
+        config: The adapter's config.
+        view: Returns the view of a layer, None for one that can't be adapted.
+        make: Makes the adapter module for a path and a view.
+    """
+    owners = owners_of_weights(model)
+    tied: list[Slot] = []
+    done: set[int] = set()
+    for slot in slots:
+        weight = id(stored_weight(slot.base))
+        group = owners.get(weight, [])
+        if len(group) < 2:
+            tied.append(slot)
+        elif weight not in done:
+            done.add(weight)
+            tied += _slots_for(group, config, view, make)
+    return tied
+
+
+def _slots_for(group: Sequence[Owner], config: LayerConfig, view: View, make: Make) -> Iterator[Slot]:
+    first, *others = [(owner, base) for owner in group if (base := view(owner.module)) is not None]
+    source = functools.cache(functools.partial(make, first[0].path, first[1]))
+    yield _slot(*first, lambda _: source())
+    for owner, base in others:
+        own_config = config.for_layer(owner.path)
+        yield _slot(owner, base, lambda base, own_config=own_config: source().tied(base, own_config))  # type: ignore[misc]
+
+
+def _slot(owner: Owner, base: BaseLayer, make: Callable[[BaseLayer], Adapter]) -> Slot:
+    return Slot(owner.path, owner.path, owner.sites, base, make, starts_from_values=True)
+
+
+def tie_copies(model: nn.Module, slots: Sequence[Slot]) -> list[Slot]:
+    """Return slots of whole modules, widened to the modules that store the same weight; their copies share it too."""
+    owners = owners_of_weights(model)
+    known = {slot.path for slot in slots}
+    tied: list[Slot] = []
+    for slot in slots:
+        copies = functools.cache(functools.partial(slot.make, slot.base))
+        tied.append(replace(slot, make=functools.partial(_made, copies)))
+        for name, parameter in slot.base.layer._parameters.items():
+            for owner in owners.get(id(parameter), []):
+                if owner.path not in known:
+                    known.add(owner.path)
+                    base = type(slot.base)(owner.module)
+                    make = functools.partial(_sharing_copy, slot.make, copies, name)
+                    tied.append(Slot(owner.path, owner.path, owner.sites, base, make, auxiliary=True))
+    return tied
+
+
+def _made(adapter: Callable[[], Adapter], base: BaseLayer) -> Adapter:
+    return adapter()
+
+
+def _sharing_copy(
+    make: Callable[[BaseLayer], Adapter], source: Callable[[], Adapter], name: str, base: BaseLayer
+) -> Adapter:
+    """Make a copy of another module that stores, in each parameter of the same tensor, the source's copy of it."""
+    copied, original = make(base), source()
+    assert isinstance(copied, ModuleCopy) and isinstance(original, ModuleCopy)
+    shared = original.base.layer._parameters[name]
+    for own, parameter in base.layer._parameters.items():
+        if parameter is shared:
+            copied.module._parameters[own] = original.module._parameters[name]
+    return copied
