@@ -1,17 +1,12 @@
 """AdaptedLayer: the module that stands in the model where the frozen layer stood.
 
 It owns what adapters leave to it: the order of the active ones, merging, casting back, mixed batches.
-
-**Composition.** The active adapters form an ordered list.
-The weight that acts is the frozen one, folded through the list in order: a delta, computed from the frozen weight, is
-added; a transform is applied.
-Forward, the merged weight and the mixed batch all follow this one definition.
-What trains a copy of a whole layer is called instead of it, and stands there alone.
+What acts together, and how, is said in :mod:`peftcore.composition`.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -21,11 +16,13 @@ from torch import Tensor, nn
 
 from peftcore.adapters.base import Adapter, AdapterDict
 from peftcore.adapters.delta import WeightDelta
+from peftcore.adapters.selective import Selective
 from peftcore.base_layers.base import BaseLayer
-from peftcore.batches import batch_size, join_rows, take_rows
+from peftcore.batches import batch_size, first_tensor, join_rows, take_rows
 from peftcore.call_state import BASE, CallState, Group, Rows
-from peftcore.exceptions import AdapterNameError, CompositionError, MixedBatchError
-from peftcore.merging import MergedWeight, check_mergeable, fold
+from peftcore.composition import fold, run, run_deltas
+from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError
+from peftcore.merging import MergedWeight, check_mergeable
 
 
 class AdaptedLayer(nn.Module):
@@ -52,6 +49,8 @@ class AdaptedLayer(nn.Module):
     _acting: tuple[Adapter, ...] = ()
     #: Whether all that act are deltas, which may then act on the input one by one.
     _only_deltas: bool = True
+    #: Whether the layer is to have a weight of its own while something is merged, since others store the same one.
+    keeps_weight_apart: bool = False
     #: What is needed to take out again what is merged; None if nothing is.
     _merging: MergedWeight | None = None
 
@@ -86,8 +85,15 @@ class AdaptedLayer(nn.Module):
         """Put a part of an adapter on this layer; it acts once it is active."""
         if auxiliary and "auxiliary" not in self._modules:
             self._modules["auxiliary"] = AdapterDict()
+        merged = self._merged
+        if adapter.depends_on_weight and merged:
+            self.unmerge()
         store = self.auxiliary if auxiliary else self.adapters
         store[name] = adapter
+        adapter.train(self.training)
+        store.training = self.training
+        if merged and not self._merged:
+            self.merge(merged)
         if name in self._active:
             self._replan()
 
@@ -180,35 +186,24 @@ class AdaptedLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the frozen layer with what acts on it; arguments and result are those of the frozen layer."""
         state = self.call_state
-        if state.rows is not None:
-            return self._forward_rows(state.rows, args, kwargs)
-        if not self._acting or not state.enabled:
+        if not state.enabled:
+            return self.base.forward(*args, **kwargs)
+        if not args and self.base.takes_one_input:
+            args, kwargs = (kwargs.pop(next(iter(kwargs))),), kwargs
+        rows = state.current_rows()
+        if rows is not None:
+            return self._forward_rows(rows, args, kwargs)
+        if not self._acting:
             return self.base.forward(*args, **kwargs)
         if self._only_deltas:
-            return self._forward_deltas(self._acting, args, kwargs)
-        return self._forward_through(self._acting, args, kwargs)
-
-    def _forward_deltas(self, deltas: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        frozen = output = self.base.forward(*args, **kwargs)
-        for delta in deltas:
-            output = output + delta.delta_forward(delta.cast(args[0]))  # type: ignore[operator]
-        return output.to(frozen.dtype)
-
-    def _forward_through(self, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not parts:
-            return self.base.forward(*args, **kwargs)
-        if not self.base.additive and not any(part.replaces_layer for part in parts):
-            return self.base.apply(fold(self.base, parts)[0], *args, **kwargs)
-        below: Any = self.base.forward
-        for part in parts:
-            below = functools.partial(part, below)
-        return below(*args, **kwargs)
+            return run_deltas(self.base, self._acting, args, kwargs)
+        return run(self.base, self._acting, args, kwargs)
 
     # --------------------------------------------------------------------------------------- mixed batches
 
     def _forward_rows(self, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch = batch_size(self.base.batch_dim, args, kwargs)
-        groups = rows.groups(batch, args[0].device)
+        groups = rows.groups(batch, first_tensor(args, kwargs).device)
         chosen = [self._parts_of(group) for group in groups]
         if all(self._are_deltas(parts) for parts in chosen):
             return self._forward_delta_rows(groups, chosen, args, kwargs)
@@ -217,7 +212,7 @@ class AdaptedLayer(nn.Module):
             some_args, some_kwargs = take_rows((args, kwargs), group.index, batch, self.base.batch_dim)
             # What the layer holds inside (an attention's projections) is asked for this group's adapter alone.
             with self.call_state.assigned(Rows.all_for(group.name)):
-                outputs.append(self._forward_through(parts, some_args, some_kwargs))
+                outputs.append(run(self.base, parts, some_args, some_kwargs))
         if len(outputs) == 1:
             return outputs[0]
         indices = [group.index for group in groups if group.index is not None]
@@ -258,10 +253,35 @@ class AdaptedLayer(nn.Module):
         names = [name for name in dict.fromkeys(wanted) if name not in self._merged and self.parts(name)]
         parts = self.folding_parts(names)
         check_mergeable(parts)
+        self._check_order(names)
         if parts:
-            self._merged_weight().merge(self.folding_parts(self._merged), parts, safe_merge)
+            self._merge(parts, safe_merge)
         self._merged += tuple(names)
         self._replan()
+
+    def _merge(self, parts: Sequence[Adapter], safe_merge: bool) -> None:
+        merging = self._merging = self._merging or MergedWeight(self.base)
+        if self.keeps_weight_apart:
+            merging.separate()
+        keep = any(part.depends_on_weight for name in self.names() for part in self.parts(name))
+        try:
+            merging.merge(self.folding_parts(self._merged), parts, safe_merge=safe_merge, keep=keep)
+        except Exception:
+            if not self._merged:
+                merging.unmerge(())
+                self._merging = None
+            raise
+
+    def _check_order(self, names: Sequence[str]) -> None:
+        """Refuse to merge what acts above something that is not merged, unless it is all sums, which have no order."""
+        first = [*self._merged, *names]
+        order = [name for name in first if name in self._active]
+        in_order = order == list(self._active[: len(order)])
+        if not in_order and not all(isinstance(part, WeightDelta) for part in self.folding_parts(self._active)):
+            raise MergeError(
+                f"The active adapters act in the order {', '.join(self._active)}, which matters for their methods: "
+                f"merging {', '.join(names)} first would change the output. Merge them in that order."
+            )
 
     def unmerge(self) -> None:
         """Take out of the weight what is merged; nothing happens if nothing is."""
@@ -271,21 +291,12 @@ class AdaptedLayer(nn.Module):
         self._merged = ()
         self._replan()
 
-    def separate_weight(self) -> None:
-        """Give the layer a weight of its own, for one that another module stores too; unmerging gives it up again."""
-        self._merged_weight().separate()
-
     def keep_merged(self) -> None:
         """Forget how to take out what is merged: the merged weight is the layer's own from now on."""
         self._merging = None
         self._active = tuple(name for name in self._active if name not in self._merged)
         self._merged = ()
         self._replan()
-
-    def _merged_weight(self) -> MergedWeight:
-        if self._merging is None:
-            self._merging = MergedWeight(self.base)
-        return self._merging
 
     def folding_parts(self, names: Iterable[str]) -> list[Adapter]:
         """Return the parts that write to this layer's weight when they are merged."""
@@ -307,27 +318,34 @@ class AdaptedLayer(nn.Module):
             base = self.__dict__.get("base")
             if base is None or name == "base_layer":
                 raise
-        if base.read_by_owner and name in (base.weight_name, base.bias_name):
-            return self._acting_parameter(name)
+        if name.startswith("__"):
+            raise AttributeError(name)  # how the frozen layer is copied or pickled is not how this one is
+        if base.read_by_owner:
+            with contextlib.suppress(AttributeError):
+                return self._acting_attribute(name)
         try:
             return getattr(self.base_layer, name)
         except AttributeError:
             return self._view_of_adapters(name)
 
-    def _acting_parameter(self, name: str) -> Tensor | None:
-        """The weight or the bias as it acts now, for an owner that reads it and never calls this layer."""
+    def _acting_attribute(self, name: str) -> Any:
+        """An attribute of the frozen layer as it acts now, for an owner that reads it and never calls this layer."""
         parts: Sequence[Adapter] = self._acting if self.call_state.enabled else ()
-        rows = self.call_state.rows
-        if rows is not None:
-            if rows.only is None:
+        rows = self.call_state.current_rows()
+        weights = (self.base.weight_name, self.base.bias_name)
+        if rows is not None and self.call_state.enabled:
+            if rows.only is None and name in weights:
                 raise MixedBatchError(
                     f"Another module reads the weights of a {type(self.base_layer).__name__} and never calls it, so "
                     "its rows can't have different adapters. Adapt the module that holds it instead."
                 )
-            parts = self._parts_of(Group(rows.only, None))
-        weight, bias = (
-            fold(self.base, parts) if parts else (getattr(self.base_layer, self.base.weight_name), self.base.bias)
-        )
+            parts = () if rows.only is None else self._parts_of(Group(rows.only, None))
+        for part in parts:
+            if isinstance(part, Selective) and part.replaces_layer:
+                return part.acting(name)
+        if name not in weights or not parts:
+            return getattr(self.base_layer, name)
+        weight, bias = fold(self.base, parts)
         return bias if name == self.base.bias_name else weight
 
     def _view_of_adapters(self, name: str) -> Mapping[str, Any]:

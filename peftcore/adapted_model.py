@@ -19,12 +19,12 @@ from peftcore.call_state import BASE, CallState
 from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys
 from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, CompositionError, NotMergeableError
-from peftcore.merging import check_mergeable, stored_weight
+from peftcore.merging import check_mergeable
 from peftcore.registry import registry
-from peftcore.slots import Placement, unwrap
+from peftcore.slots import Placement
 from peftcore.targets import TargetReport
 from peftcore.tuner import Tuner
-from peftcore.tying import owners_of_weights
+from peftcore.tying import keep_shared_weights_apart
 
 #: Where a model that was adapted in place keeps its AdaptedModel; outside the module tree, which stays free of cycles.
 _HOST = "_peftcore_adapted_model"
@@ -245,6 +245,21 @@ class AdaptedModel(nn.Module):
             )
         for layer in layers:
             layer.check_together(names)
+        self._check_replaced(names)
+
+    def _check_replaced(self, names: Sequence[str]) -> None:
+        """Refuse adapters of which one trains a copy of a module inside which another acts: it would act on nothing."""
+        placements = [(name, p) for name in names for p in self.tuners[name].placements]
+        whole = {p.path: name for name, p in placements if p.adapter.replaces_layer}
+        for name, placement in placements if whole else ():
+            parts = placement.path.split(".")
+            outside = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+            over = next((path for path in outside if whole.get(path, name) != name), None)
+            if over is not None:
+                raise CompositionError(
+                    f"Adapter {whole[over]!r} trains a copy of the whole of {over}, so {name!r} can't act on "
+                    f"{placement.path} inside it. Activate one of them."
+                )
 
     def _layers_of(self, names: Iterable[str]) -> list[AdaptedLayer]:
         """Return the adapted layers on which any of these adapters stands, each once."""
@@ -286,7 +301,7 @@ class AdaptedModel(nn.Module):
         layers = self._layers_of(names)
         done: list[tuple[AdaptedLayer, list[str]]] = []
         try:
-            self._separate_shared_weights(layers, names)
+            keep_shared_weights_apart(self.model, layers, names)
             for layer in _progress(layers, progressbar):
                 done.append((layer, layer.merged_adapters))
                 layer.merge(names, safe_merge)
@@ -294,18 +309,6 @@ class AdaptedModel(nn.Module):
             for layer, before in reversed(done):
                 _merge_just(layer, before)
             raise
-
-    def _separate_shared_weights(self, layers: Sequence[AdaptedLayer], names: Sequence[str]) -> None:
-        """Keep what is merged into one layer out of others that store the same weight and are not adapted alike."""
-        repeating = {
-            id(unwrap(layer)) for layer in layers for name in names for p in layer.parts(name) if p.repeats_another
-        }
-        owners = owners_of_weights(self.model)
-        for layer in layers:
-            alike = {id(unwrap(layer)), *repeating}
-            others = [o for o in owners.get(id(stored_weight(layer.base)), ()) if id(o.module) not in alike]
-            if others and layer.folding_parts(names):
-                layer.separate_weight()
 
     @staticmethod
     def _check_mergeable(tuner: Tuner) -> None:

@@ -73,8 +73,18 @@ class AutoPeftModel:
         return PeftModel.from_pretrained(base, where, adapter_name, is_trainable, config)
 
     @classmethod
+    def _check_task(cls, config: PeftConfig) -> None:
+        wanted = None if config.task_type is None else AUTO_CLASSES[config.task_type.value]
+        if wanted not in (None, cls.auto_class):
+            raise TaskError(
+                f"The adapter is for the task {config.task_type}, whose base model {wanted} loads, and {cls.__name__} "
+                f"loads one with {cls.auto_class}. Use AutoPeftModel, which follows the adapter's config."
+            )
+
+    @classmethod
     def _loader(cls, config: PeftConfig) -> type:
         if cls.auto_class is not None:
+            cls._check_task(config)
             return _class_of("transformers", cls.auto_class)
         if config.task_type is not None:
             return _class_of("transformers", AUTO_CLASSES[config.task_type.value])

@@ -64,10 +64,12 @@ def _modules_to_save(model: nn.Module, names: Sequence[str], on_unmatched: OnUnm
     if not names:
         return
     found: set[str] = set()
+    taken: list[str] = []
     for path, module, sites in _walk(model):
         hits = [name for name in names if _is_called(path, name)]
         found.update(hits)
-        if hits:
+        if hits and not any(path.startswith(f"{outer}.") for outer in taken):
+            taken.append(path)  # what is inside is part of this copy
             yield Slot(path, path, sites, OpaqueLayer(module), _copy_of, auxiliary=True)
     for name in names:
         if name not in found and on_unmatched != "ignore":

@@ -11,8 +11,12 @@ from torch import Tensor
 
 def batch_size(batch_dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """Return how many rows a layer is called with: the size of its first tensor along the batch's dimension."""
-    first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    return first.shape[batch_dim]
+    return first_tensor(args, kwargs).shape[batch_dim]
+
+
+def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the first tensor that a layer is called with."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
 def take_rows(values: Any, index: Tensor | None, size: int, batch_dim: int) -> Any:

@@ -7,7 +7,8 @@ layers when a call fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,13 +40,17 @@ class Rows:
 
     Args:
         names: One adapter's name per row.
-        multiples: How many consecutive entries of a layer's input may stand for one row: 1, and the number of tokens
-            where a model flattens its batch, and the number of beams.
+        repeated: Whether a model may repeat each row of the batch, as generation does for beams.
     """
 
-    def __init__(self, names: Sequence[str], multiples: Iterable[int] = (1,)) -> None:
+    #: The adapter that every row asks for, if they are not told apart.
+    only: str | None = None
+
+    def __init__(self, names: Sequence[str], *, repeated: bool = False) -> None:
         self.names = tuple(names)
-        self.multiples = frozenset(multiples) | {1}
+        self.repeated = repeated
+        #: How many consecutive entries of a layer's input may stand for one row.
+        self.multiples = frozenset({1})
         self._groups: dict[tuple[int, torch.device], tuple[Group, ...]] = {}
 
     @classmethod
@@ -55,25 +60,29 @@ class Rows:
         rows.only = name
         return rows
 
-    #: The adapter that every row asks for, if they are not told apart.
-    only: str | None = None
-
     def expect(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Learn from a model's arguments how the batch may appear inside: repeated by beams, flattened to tokens.
+        """Learn from a model's arguments how rows may appear inside: one by one, repeated, or flattened to tokens.
 
         Raises:
             MixedBatchError: The batch has another number of rows than there are names.
         """
-        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
-        if first is None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
+        if not tensors:
             return
-        repeats, rest = divmod(len(first), len(self.names)) if self.names else (0, 1)
-        if rest or not repeats:
+        # The batch is what has as many rows; other tensors (time steps, a cache's positions) may come before it.
+        batch = next((tensor for tensor in tensors if self._explains(len(tensor))), None)
+        if batch is None:
             raise MixedBatchError(
-                f"adapter_names holds {len(self.names)} names, but the batch has {len(first)} rows. Give one per row."
+                f"adapter_names holds {len(self.names)} names, but the batch has {len(tensors[0])} rows. "
+                "Give one name per row."
             )
-        tokens = first.shape[1] if first.dim() > 1 else 1
+        repeats = len(batch) // len(self.names)
+        tokens = batch.shape[1] if batch.dim() > 1 else 1
         self.multiples = frozenset({1, repeats, repeats * tokens})
+
+    def _explains(self, size: int) -> bool:
+        number = len(self.names)
+        return bool(number and size) and (size == number or (self.repeated and size % number == 0))
 
     def groups(self, size: int, device: torch.device) -> tuple[Group, ...]:
         """Return the rows of each adapter, for a layer that sees ``size`` rows; made once per size and device.
@@ -103,6 +112,14 @@ class Rows:
         return tuple(Group(name, torch.tensor(rows, device=device)) for name, rows in members.items())
 
 
+def _first_differentiable(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output if output.grad_fn is not None else None
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    found = (_first_differentiable(value) for value in values)
+    return next((tensor for tensor in found if tensor is not None), None)
+
+
 class CallState:
     """Whether adapters act, and for which rows; one object per adapted model.
 
@@ -114,6 +131,35 @@ class CallState:
     def __init__(self) -> None:
         self.enabled = True
         self.rows: Rows | None = None
+        #: Assignments whose graphs may still be differentiated; None until there has been one.
+        self._differentiable: weakref.WeakSet[Rows] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the model is in no call.
+        return {"enabled": self.enabled, "rows": None, "_differentiable": None}
+
+    def current_rows(self) -> Rows | None:
+        """Return the assignment that holds now: the call's, or, where activations are recomputed, that which made them.
+
+        Raises:
+            MixedBatchError: Activations are recomputed, and it can't be told for which of several mixed batches.
+        """
+        if self.rows is not None or not self._differentiable or torch._C._current_graph_task_id() == -1:
+            return self.rows
+        if len(self._differentiable) > 1:
+            raise MixedBatchError(
+                "With gradient checkpointing, only one mixed batch can be differentiated at a time: "
+                "call backward() before the next forward pass with adapter_names."
+            )
+        return next(iter(self._differentiable))
+
+    def remember(self, rows: Rows, output: Any) -> None:
+        """Know an assignment for as long as its output can be differentiated, since checkpointing runs layers again."""
+        tensor = _first_differentiable(output)
+        if tensor is not None:
+            self._differentiable = weakref.WeakSet() if self._differentiable is None else self._differentiable
+            self._differentiable.add(rows)
+            tensor.register_hook(lambda gradient, rows=rows: None)  # type: ignore[no-untyped-call]  # keeps the rows alive as long as the graph
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -99,7 +99,7 @@ class PeftConfig:
         Raises:
             ConfigError: See the class.
         """
-        hints = _type_hints(type(self))  # type: ignore[arg-type]  # a class can be hashed though its instances can't
+        hints = _type_hints(type(self))  # type: ignore[arg-type]  # a class has a hash, its instances don't
         for field in dataclasses.fields(self):
             problem = problem_with(getattr(self, field.name), field, hints[field.name])
             if problem is not None:
@@ -253,6 +253,7 @@ class LayerConfig(PeftConfig):
         allowed = ["none", "all", f"{self.method}_only"]
         if self.bias not in allowed:
             self.refuse("bias", f"must be one of {', '.join(allowed)}, got {self.bias!r}")
+        self._validate_patterns()
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             self.refuse(
                 "layers_to_transform",
@@ -260,6 +261,19 @@ class LayerConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             self.refuse("layers_pattern", "says where to count layers, so it needs layers_to_transform")
+
+    def _validate_patterns(self) -> None:
+        hints = _type_hints(type(self))  # type: ignore[arg-type]  # as above
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        for name, pattern in _pattern_fields(type(self)):  # type: ignore[arg-type]  # as above
+            for key, value in (getattr(self, pattern) or {}).items():
+                problem = problem_with(value, fields[name], hints[name])
+                if problem is not None:
+                    self.refuse(pattern, f"{key!r} {problem}")
+                try:
+                    _path_end(key)
+                except re.error as error:
+                    self.refuse(pattern, f"{key!r} is no regular expression: {error}")
 
     def for_layer(self, path: str) -> Self:
         """Return the config as it holds for one layer, with ``rank_pattern`` and its like applied.

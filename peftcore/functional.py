@@ -5,6 +5,7 @@ They work on a :class:`~peftcore.model.PeftModel` and on a model that was adapte
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,7 @@ def get_peft_model(
     """
     config = as_config(peft_config, options)
     if revision is not None:
+        config = copy.copy(config)
         config.revision = revision
     return PeftModel.class_for(config)(
         model,
@@ -113,7 +115,7 @@ def inject_adapter_in_model(
     Raises:
         PeftCoreError: The model is as before.
     """
-    host = AdaptedModel.of(model)
+    host = AdaptedModel.of(_user_model(model))
     if state_dict is not None:
         host.load(adapter_name, peft_config, state_dict, source="", low_cpu_mem_usage=low_cpu_mem_usage)
     else:

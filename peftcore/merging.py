@@ -15,15 +15,8 @@ from torch import Tensor, nn
 from peftcore.adapters.base import Adapter
 from peftcore.adapters.delta import WeightDelta
 from peftcore.base_layers.base import BaseLayer, innermost
+from peftcore.composition import fold
 from peftcore.exceptions import MergeError, NotMergeableError
-
-
-def fold(base: BaseLayer, parts: Iterable[Adapter]) -> tuple[Tensor, Tensor | None]:
-    """Return a layer's weight, canonical and in its dtype, and its bias, with adapters folded in, in their order."""
-    weight, bias = base.weight(), base.bias
-    for part in parts:
-        weight, bias = part.fold(weight, bias)
-    return weight.to(base.dtype), bias
 
 
 def check_mergeable(parts: Iterable[Adapter]) -> None:
@@ -49,27 +42,28 @@ class MergedWeight:
 
     def __init__(self, base: BaseLayer) -> None:
         self.base = base
-        #: The frozen weight and bias, kept while something is merged that can't be subtracted again.
-        self._original: tuple[Tensor, Tensor | None] | None = None
         #: The parameter that another module stores too, kept while this layer has one of its own.
         self._shared: nn.Parameter | None = None
 
     @torch.no_grad()
-    def merge(self, before: Sequence[Adapter], parts: Sequence[Adapter], safe_merge: bool) -> None:
+    def merge(
+        self, before: Sequence[Adapter], parts: Sequence[Adapter], *, safe_merge: bool = False, keep: bool = False
+    ) -> None:
         """Fold adapters into the weight.
 
         Args:
             before: What is merged already, in order.
             parts: What comes to it, in order.
-            safe_merge: Refuse a weight that would not be finite.
+            safe_merge: Refuse a weight or a bias that would not be finite.
+            keep: Keep the frozen weight even if all can be subtracted, for adapters that are computed from it.
 
         Raises:
             MergeError: The weight would not be finite, or the storage can't hold it. The weight is as before.
         """
-        if self._original is None and _subtractable([*before, *parts]):
+        if self.base.kept is None and not keep and _subtractable([*before, *parts]):
             delta = _sum_of_deltas(parts)
             if safe_merge:
-                self._check_finite(self.base.weight() + delta)
+                self._check_finite((self.base.read_weight() + delta).to(self.base.dtype))
             self.base.add_(delta)
             return
         # Deltas are computed from the frozen weight, so it has to be in place while everything is folded anew.
@@ -100,30 +94,33 @@ class MergedWeight:
         weight, bias = fold(self.base, parts)
         if safe_merge:
             self._check_finite(weight)
-        original = self.base.weight().clone(), None if self.base.bias is None else self.base.bias.clone()
+            self._check_finite(bias)
+        frozen_bias = self.base.read_bias()
+        frozen = self.base.read_weight().detach().clone(), None if frozen_bias is None else frozen_bias.detach().clone()
         self._write(weight, bias)
-        self._original = original
+        self.base.kept = frozen
 
     def _restore_frozen(self, merged: Sequence[Adapter]) -> None:
-        if self._original is not None:
-            self._write(*self._original)
-            self._original = None
+        if self.base.kept is not None:
+            self._write(*self.base.kept)
+            self.base.kept = None
         elif merged:
             self.base.add_(-_sum_of_deltas(merged))
 
     def _write(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.base.replace_(weight)
-        if bias is not self.base.bias:
+        # The bias first: it is what a storage may refuse, and the weight is as before then.
+        if bias is not self.base.read_bias():
             self.base.set_bias_(bias)
+        self.base.replace_(weight)
 
     def _put(self, weight: nn.Parameter) -> None:
         holder, _ = innermost(self.base.layer, self.base.weight_name)
         holder._parameters[self.base.weight_name] = weight
 
-    def _check_finite(self, weight: Tensor) -> None:
-        if not weight.isfinite().all():
+    def _check_finite(self, tensor: Tensor | None) -> None:
+        if tensor is not None and not tensor.isfinite().all():
             raise MergeError(
-                f"The merged weight of a {type(self.base.layer).__name__} would hold values that are not finite. "
+                f"The merged weight or bias of a {type(self.base.layer).__name__} would not be finite. "
                 "The adapter seems to be broken; nothing was merged."
             )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +15,12 @@ from torch import nn
 from typing_extensions import Self
 
 from peftcore.adapted_model import AdaptedModel
-from peftcore.call_state import BASE, Rows
 from peftcore.checkpoint import LoadReport, adapter_state, writer_of
 from peftcore.config import PeftConfig
-from peftcore.exceptions import AdapterNameError, ConfigError, MixedBatchError
+from peftcore.exceptions import AdapterNameError, ConfigError
 from peftcore.files import read_tensors, write_directory
 from peftcore.hub import resolve_directory
+from peftcore.mixed_batches import assigned_rows
 from peftcore.peft_type import TaskType
 from peftcore.signatures import refuse_arguments, signed_as
 from peftcore.status import LayerStatus, ModelStatus, count_parameters, layer_statuses, model_status
@@ -72,7 +73,7 @@ class PeftModel(nn.Module):
         if isinstance(model, PeftModel):
             raise TypeError("The model is a PeftModel already; use its add_adapter() or load_adapter().")
         self.base_model = AdaptedModel.of(model)
-        self.training = model.training
+        self.training = self.base_model.training = model.training
         self.__dict__["forward"] = signed_as(model.forward, functools.partial(type(self).forward, self))
         if peft_config is not None:
             self.add_adapter(
@@ -89,7 +90,7 @@ class PeftModel(nn.Module):
         except AttributeError:
             if name == "base_model":
                 raise
-            return getattr(self.base_model, name)
+            return getattr(self.base_model.model, name)
 
     def get_base_model(self) -> nn.Module:
         """Return the user's model, with the adapters in it."""
@@ -110,41 +111,18 @@ class PeftModel(nn.Module):
         """
         if adapter_names is None:
             return self.base_model(*args, **kwargs)
-        with self._rows(adapter_names):
-            return self.base_model(*args, **kwargs)
+        with assigned_rows(self.base_model, adapter_names) as rows:
+            output = self.base_model(*args, **kwargs)
+            self.base_model.call_state.remember(rows, output)
+            return output
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Run the model's own ``generate``; ``adapter_names`` as in :meth:`forward`, one per prompt."""
-        with nullcontext() if adapter_names is None else self._rows(adapter_names):
-            return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
-
-    @contextmanager
-    def _rows(self, names: Sequence[str]) -> Iterator[None]:
-        """Give each row its adapter while the block runs, whatever sizes the rows have inside the model."""
-        self._check_rows(names)
-        rows = Rows(names)
-        hook = self.get_base_model().register_forward_pre_hook(
-            lambda _, args, kwargs: rows.expect(args, kwargs), with_kwargs=True, prepend=True
-        )
-        try:
-            with self.base_model.call_state.assigned(rows):
-                yield
-        finally:
-            hook.remove()
-
-    def _check_rows(self, names: Sequence[str]) -> None:
-        if isinstance(names, str):
-            raise MixedBatchError(f"adapter_names must be a list with one name per row, got the string {names!r}.")
-        unknown = sorted({str(name) for name in names} - {BASE, *self.peft_config})
-        if unknown:
-            known = ", ".join(map(repr, [BASE, *self.peft_config]))
-            raise MixedBatchError(
-                f"adapter_names holds {unknown[0]!r}, which is no adapter of this model; known: {known}."
-            )
-        if any(layer.merged for layer in self.base_model.layers()):
-            raise MixedBatchError(
-                "Rows can't have different adapters while some are merged; call unmerge_adapter() first."
-            )
+        generate: Callable[..., Any] = self.get_base_model().generate  # type: ignore[assignment]
+        if adapter_names is None:
+            return generate(*args, **kwargs)
+        with assigned_rows(self.base_model, adapter_names, generating=True):
+            return generate(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------- adapters
 
@@ -218,6 +196,24 @@ class PeftModel(nn.Module):
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Return a block in which the model gives the frozen model's own outputs."""
         return self.base_model.disable_adapter()
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Fold adapters into the frozen weights; see :meth:`AdaptedModel.merge_adapter`."""
+        self.base_model.merge_adapter(adapter_names, safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Take out of the frozen weights what is merged."""
+        self.base_model.unmerge_adapter()
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+    ) -> nn.Module:
+        """Fold adapters into the weights for good, return the model; see :meth:`AdaptedModel.merge_and_unload`."""
+        return self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def unload(self) -> nn.Module:
+        """Take all adapters out and return the user's model as it was."""
+        return self.base_model.unload()
 
     # ---------------------------------------------------------------------------------------------- status
 
@@ -377,7 +373,7 @@ class PeftModel(nn.Module):
         """
         directory = resolve_directory(model_id, kwargs)
         refuse_arguments("load_adapter", kwargs, {})
-        config = PeftConfig.from_pretrained(directory) if config is None else config
+        config = PeftConfig.from_pretrained(directory) if config is None else copy.copy(config)
         config.inference_mode = not is_trainable
         self.base_model.check_new_name(adapter_name)
         state = read_tensors(directory, torch_device or "cpu")

@@ -13,6 +13,7 @@ from torch import nn
 
 from peftcore.adapted_layer import AdaptedLayer
 from peftcore.adapters.base import Adapter
+from peftcore.base_layers.attention import reads_weights
 from peftcore.base_layers.base import BaseLayer
 from peftcore.call_state import CallState
 
@@ -100,14 +101,13 @@ def place(placement: Placement, name: str, call_state: CallState) -> None:
         # Outermost, around what stands there: a frozen layer, or one of whose parameters is adapted already.
         base.layer = standing_at(sites)
         layer = AdaptedLayer(base, call_state)
-        layer.training = base.layer.training
+        layer.training = layer.adapters.training = base.layer.training
         for parent, attribute in sites:
             parent._modules[attribute] = layer
     elif layer.base.kind == "module":
         # Until now only whole-module parts stood here, and those ask for nothing that this view lacks.
         layer.base = base
-    if not layer.training:
-        placement.adapter.eval()
+    layer.base.read_by_owner |= base.read_by_owner or any(reads_weights(parent) for parent, _ in sites)
     layer.place(name, placement.adapter, auxiliary=placement.auxiliary)
     placement.layer = layer
 

@@ -7,7 +7,8 @@ the adapter, whatever the method. A class enters itself for its task by its clas
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import TaskError
@@ -15,11 +16,21 @@ from peftcore.model import PeftModel
 from peftcore.peft_type import TaskType
 
 
-class PeftModelForCausalLM(PeftModel, task_type=TaskType.CAUSAL_LM):
+class PeftModelWithLabels(PeftModel):
+    """A model that computes its loss from labels, which trainers look for in the signature of the class."""
+
+    def forward(self, *args: Any, labels: Any = None, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Run the model; see :meth:`PeftModel.forward`."""
+        if labels is not None:
+            kwargs["labels"] = labels
+        return super().forward(*args, adapter_names=adapter_names, **kwargs)
+
+
+class PeftModelForCausalLM(PeftModelWithLabels, task_type=TaskType.CAUSAL_LM):
     """A causal language model with adapters."""
 
 
-class PeftModelForSeq2SeqLM(PeftModel, task_type=TaskType.SEQ_2_SEQ_LM):
+class PeftModelForSeq2SeqLM(PeftModelWithLabels, task_type=TaskType.SEQ_2_SEQ_LM):
     """An encoder-decoder language model with adapters."""
 
 
@@ -54,13 +65,13 @@ class PeftModelWithHead(PeftModel):
         return completed
 
 
-class PeftModelForSequenceClassification(PeftModelWithHead, task_type=TaskType.SEQ_CLS):
+class PeftModelForSequenceClassification(PeftModelWithLabels, PeftModelWithHead, task_type=TaskType.SEQ_CLS):
     """A model that classifies sequences, with adapters."""
 
     head_names = ("classifier", "score")
 
 
-class PeftModelForTokenClassification(PeftModelWithHead, task_type=TaskType.TOKEN_CLS):
+class PeftModelForTokenClassification(PeftModelWithLabels, PeftModelWithHead, task_type=TaskType.TOKEN_CLS):
     """A model that classifies tokens, with adapters."""
 
     head_names = ("classifier", "score")
@@ -70,3 +81,16 @@ class PeftModelForQuestionAnswering(PeftModelWithHead, task_type=TaskType.QUESTI
     """A model that finds answers in a text, with adapters."""
 
     head_names = ("qa_outputs",)
+
+    def forward(
+        self,
+        *args: Any,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        adapter_names: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the model; see :meth:`PeftModel.forward`. Trainers look for the positions in the class's signature."""
+        if start_positions is not None:
+            kwargs.update(start_positions=start_positions, end_positions=end_positions)
+        return super().forward(*args, adapter_names=adapter_names, **kwargs)

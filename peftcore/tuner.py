@@ -19,13 +19,12 @@ from peftcore import base_layers
 from peftcore.adapters.base import Adapter
 from peftcore.adapters.fused import FusedDelta
 from peftcore.auxiliary import plan_auxiliary
-from peftcore.base_layers.attention import reads_weights
 from peftcore.base_layers.base import BaseLayer
 from peftcore.base_layers.parameter import ParameterLayer
 from peftcore.base_layers.rows import parts_of
 from peftcore.call_state import CallState
 from peftcore.config import LayerConfig, PeftConfig
-from peftcore.exceptions import ConfigError
+from peftcore.exceptions import ConfigError, UnsupportedLayerError
 from peftcore.method import PeftMethod
 from peftcore.registry import registry
 from peftcore.slots import Placement, Slot, place, take_out, unwrap
@@ -186,10 +185,8 @@ class LayerTuner(Tuner):
         return [*main, *plan_auxiliary(self.model, self.config, main, on_unmatched)]
 
     def _slots_of(self, match: Match[BaseLayer]) -> Iterator[Slot]:
-        base = match.layer
-        base.read_by_owner = base.read_by_owner or any(reads_weights(parent) for parent, _ in match.sites)
-        yield Slot(match.path, match.path, match.sites, base, self._maker(match.path, match.parts))
-        for attribute, inner in base.inner_layers():
+        yield Slot(match.path, match.path, match.sites, match.layer, self._maker(match.path, match.parts))
+        for attribute, inner in match.layer.inner_layers():
             path = f"{match.path}.{attribute}"
             key = f"{match.path}.base_layer.{attribute}"
             yield Slot(path, key, ((match.module, attribute),), inner, self._maker(path))
@@ -206,6 +203,10 @@ class LayerTuner(Tuner):
             for depth, match in enumerate(reversed(matches)):
                 key = match.path + ".base_layer" * depth
                 base = ParameterLayer(match.module, match.parameter)
+                if not self.adapter_cls().can_adapt(base):
+                    raise UnsupportedLayerError(
+                        f"target_parameters: {match.name} is a bare parameter, which {self.config.method} can't adapt."
+                    )
                 yield Slot(match.path, key, match.sites, base, self._maker(match.name))
 
     def _maker(self, path: str, parts: Sequence[str] = ()) -> Callable[[BaseLayer], Adapter]:

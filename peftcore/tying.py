@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from peftcore.adapted_layer import AdaptedLayer
 from peftcore.adapters.base import Adapter
 from peftcore.adapters.selective import ModuleCopy
 from peftcore.base_layers.base import BaseLayer
@@ -124,3 +125,20 @@ def _sharing_copy(
         if parameter is shared:
             copied.module._parameters[own] = original.module._parameters[name]
     return copied
+
+
+def keep_shared_weights_apart(model: nn.Module, layers: Sequence[AdaptedLayer], names: Sequence[str]) -> None:
+    """Keep what is going to be merged into a layer out of others that store the same weight and are not adapted alike.
+
+    Args:
+        model: The user's model.
+        layers: The layers into which something is going to be merged.
+        names: The adapters.
+    """
+    repeating = {id(unwrap(layer)) for layer in layers if any(p.repeats_another for n in names for p in layer.parts(n))}
+    owners = owners_of_weights(model)
+    for layer in layers:
+        alike = {id(unwrap(layer)), *repeating}
+        others = [o for o in owners.get(id(stored_weight(layer.base)), ()) if id(o.module) not in alike]
+        if others and layer.folding_parts(names):
+            layer.keeps_weight_apart = True

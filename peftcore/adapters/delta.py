@@ -21,9 +21,6 @@ class WeightDelta(Adapter):
     The author writes :meth:`delta_weight`, and :meth:`delta_forward` where there is a cheaper way than the full matrix.
     """
 
-    #: Whether Δ is computed from the frozen weight (then it must be the frozen one, not a merged one).
-    depends_on_weight: ClassVar[bool] = False
-
     @property
     def subtractable(self) -> bool:
         """Whether a merged Δ can be computed again and subtracted, so that no copy of the frozen weight is kept."""

@@ -50,6 +50,11 @@ class FusedDelta(WeightDelta):
         """Return the parts' adapters, in the fused order."""
         return list(self.children())  # type: ignore[arg-type]
 
+    @property
+    def depends_on_weight(self) -> bool:  # type: ignore[override]
+        """Whether any part is computed from the frozen weight."""
+        return any(part.depends_on_weight for part in self.parts())
+
     def delta_weight(self) -> Tensor:
         """Return the parts' deltas on their rows, and zeros on the others."""
         deltas = [(part.base.rows, part.canonical_delta()) for part in self.parts()]  # type: ignore[attr-defined]

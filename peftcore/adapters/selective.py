@@ -25,6 +25,14 @@ class Selective(Adapter):
         nn.Module.__init__(self)
         self.base = base
 
+    def acting(self, name: str) -> Any:
+        """Return an attribute of the layer as it is with this adapter, for an owner that reads and never calls it.
+
+        Raises:
+            AttributeError: The adapter leaves it as it is.
+        """
+        raise AttributeError(name)
+
     def settle(self) -> nn.Module:
         """Return the module that stands in the model for good once the adapter is merged and taken out.
 
@@ -57,6 +65,10 @@ class ModuleCopy(Selective):
         """Return the copy: the file holds it under the module's own names."""
         return self.module
 
+    def acting(self, name: str) -> Any:
+        """Return the copy's attribute."""
+        return getattr(self.module, name)
+
     def settle(self) -> nn.Module:
         """Return the copy."""
         return self.module.requires_grad_(False)
@@ -82,6 +94,10 @@ class ParameterCopies(Selective):
     def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
         """Run the module with the copies in the place of its parameters."""
         return functional_call(self.base.layer, dict(self.named_parameters()), args, kwargs)
+
+    def acting(self, name: str) -> Any:
+        """Return the copy of a parameter."""
+        return self.get_parameter(name)
 
     def settle(self) -> nn.Module:
         """Return the module, with the copies in the place of its parameters."""

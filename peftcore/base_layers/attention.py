@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from peftcore.base_layers.base import BaseLayer, DenseLayer
+from peftcore.base_layers.base import BaseLayer, DenseLayer, innermost
 from peftcore.base_layers.linear import LinearLayer
 
 
@@ -34,14 +34,15 @@ class AttentionLayer(DenseLayer):
     bias_name: ClassVar[str] = "in_proj_bias"
     additive: bool = False
     read_by_owner: bool = True
+    takes_one_input: ClassVar[bool] = False
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__(layer)
         self.batch_dim = 0 if layer.batch_first else 1
 
     def inner_layers(self) -> tuple[tuple[str, BaseLayer], ...]:
-        """Return the output projection, if its weight is dense (and not adapted yet)."""
-        projection = LinearLayer.of(self.layer.get_submodule("out_proj"))
+        """Return the output projection, if its weight is dense; the frozen one, if adapters stand around it already."""
+        projection = LinearLayer.of(innermost(self.layer.get_submodule("out_proj"), "weight")[0])
         if projection is None:
             return ()
         projection.read_by_owner = True

@@ -53,6 +53,10 @@ class BaseLayer(ABC):
     #: Whether other code reads weight and bias and never calls the layer, as torch's attention does with ``out_proj``.
     #: Whoever plans the adapters sets it where :func:`peftcore.base_layers.attention.reads_weights` says so.
     read_by_owner: bool = False
+    #: The frozen weight and bias, while others are stored in their place: adapters are merged that can't be subtracted.
+    kept: tuple[Tensor, Tensor | None] | None = None
+    #: Whether the layer maps one tensor to one tensor, so that its input may also come by keyword.
+    takes_one_input: ClassVar[bool] = True
     #: The dimension of inputs and outputs along which rows of a batch lie.
     batch_dim: int = 0
 
@@ -82,9 +86,16 @@ class BaseLayer(ABC):
         shape = self.weight_shape
         return shape[0], shape[1:].numel()
 
-    @abstractmethod
     def weight(self) -> Tensor:
-        """Return the dense weight in canonical orientation; a view where the storage allows, so never write to it."""
+        """Return the frozen weight, dense and in canonical orientation; perhaps a view, so never write to it.
+
+        It stays the same while adapters are merged: what an adapter computes from it does not depend on the others.
+        """
+        return self.read_weight() if self.kept is None else self.kept[0]
+
+    @abstractmethod
+    def read_weight(self) -> Tensor:
+        """Return the weight as it is stored, dense and in canonical orientation; a view where the storage allows."""
 
     @abstractmethod
     def add_(self, delta: Tensor) -> None:
@@ -104,7 +115,11 @@ class BaseLayer(ABC):
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's bias, ``[out]``, or None."""
+        """The frozen bias, ``[out]``, or None; the same while adapters are merged."""
+        return self.read_bias() if self.kept is None else self.kept[1]
+
+    def read_bias(self) -> Tensor | None:
+        """Return the bias as it is stored, ``[out]``, or None."""
         bias = getattr(self.layer, self.bias_name, None) if self.bias_name else None
         return bias if isinstance(bias, Tensor) else None  # some modules keep a flag under this name
 
@@ -120,7 +135,7 @@ class BaseLayer(ABC):
             UnsupportedLayerError: Layers of this kind have no bias.
             MergeError: The bias has another shape.
         """
-        stored = self.bias
+        stored = self.read_bias()
         if bias is None and stored is None:
             return
         if not self.bias_name:
@@ -235,7 +250,7 @@ class DenseLayer(BaseLayer):
 
     @property
     def weight_shape(self) -> torch.Size:
-        return self.weight().shape
+        return self.read_weight().shape
 
     @property
     def stored(self) -> Tensor:
@@ -243,18 +258,18 @@ class DenseLayer(BaseLayer):
         stored: Tensor = getattr(self.layer, self.weight_name)
         return stored
 
-    def weight(self) -> Tensor:
+    def read_weight(self) -> Tensor:
         return self.stored
 
     def add_(self, delta: Tensor) -> None:
-        weight = self.weight()
+        weight = self.read_weight()
         if delta.shape != weight.shape:
             raise MergeError(f"A delta of shape {list(delta.shape)} does not fit a weight of {list(weight.shape)}.")
         wide = torch.promote_types(weight.dtype, delta.dtype)
         write_(weight, weight.detach().to(wide) + delta.detach().to(weight.device, wide))
 
     def replace_(self, weight: Tensor) -> None:
-        write_(self.weight(), weight)
+        write_(self.read_weight(), weight)
 
     @property
     def dtype(self) -> torch.dtype:

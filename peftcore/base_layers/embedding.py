@@ -44,14 +44,14 @@ class EmbeddingLayer(DenseLayer):
     def _measure(self, stored: torch.Size) -> None:
         self.in_features, self.out_features = stored
 
-    def weight(self) -> Tensor:
+    def read_weight(self) -> Tensor:
         """Return the weight as ``[dim, vocabulary]``, a transposed view of the stored one."""
         return self.stored.t()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the frozen layer, without the change that ``max_norm`` makes to a weight in passing."""
         if self.layer.max_norm is not None:
-            return self.apply(self.weight(), *args, **kwargs)
+            return self.apply(self.read_weight(), *args, **kwargs)
         return super().forward(*args, **kwargs)
 
     def apply(self, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:

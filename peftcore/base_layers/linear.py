@@ -40,7 +40,7 @@ class TransposedLinearLayer(DenseLayer):
     def _measure(self, stored: torch.Size) -> None:
         self.in_features, self.out_features = stored
 
-    def weight(self) -> Tensor:
+    def read_weight(self) -> Tensor:
         """Return the weight as ``[out, in]``, a transposed view of the stored one."""
         return self.stored.t()
 

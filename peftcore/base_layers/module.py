@@ -19,6 +19,7 @@ class OpaqueLayer(BaseLayer):
     """
 
     kind: ClassVar[str] = "module"
+    takes_one_input: ClassVar[bool] = False
     in_features: int = 0
     out_features: int = 0
 
@@ -32,7 +33,7 @@ class OpaqueLayer(BaseLayer):
     def weight_shape(self) -> torch.Size:
         self._refuse()
 
-    def weight(self) -> Tensor:
+    def read_weight(self) -> Tensor:
         self._refuse()
 
     def add_(self, delta: Tensor) -> None:

@@ -35,6 +35,7 @@ class ParameterLayer(DenseLayer):
     kind: ClassVar[str] = "parameter"
     bias_name: ClassVar[str] = ""
     additive: bool = False
+    takes_one_input: ClassVar[bool] = False
 
     def __init__(self, owner: nn.Module, name: str) -> None:
         holder, _ = innermost(owner, name)
@@ -67,7 +68,7 @@ class ParameterLayer(DenseLayer):
         stored: Tensor = getattr(holder, self.weight_name)
         return stored
 
-    def weight(self) -> Tensor:
+    def read_weight(self) -> Tensor:
         """Return the parameter, a view with the last two dimensions swapped where it is stored transposed."""
         return self.stored.transpose(-1, -2) if self.transposed else self.stored
 

@@ -53,7 +53,7 @@ class RowsLayer(BaseLayer):
     def weight_shape(self) -> torch.Size:
         return torch.Size((self.out_features, self.in_features))
 
-    def weight(self) -> Tensor:
+    def read_weight(self) -> Tensor:
         """Return the rows of the base's weight, a view of it where they are contiguous."""
         return self.base.weight()[self._index()]
 
@@ -64,7 +64,7 @@ class RowsLayer(BaseLayer):
 
     def replace_(self, weight: Tensor) -> None:
         """Write a weight ``[rows, in]`` into the rows of the base."""
-        self.base.replace_(self._among_all(weight, self.base.weight().detach().clone()))
+        self.base.replace_(self._among_all(weight, self.base.read_weight().detach().clone()))
 
     def _among_all(self, part: Tensor, full: Tensor) -> Tensor:
         """Put a part into its rows of a full tensor ``[out, ...]``."""
@@ -77,8 +77,7 @@ class RowsLayer(BaseLayer):
     def _index(self) -> Rows:
         return self.rows if isinstance(self.rows, slice) else self.rows.to(self.device)
 
-    @property
-    def bias(self) -> Tensor | None:
+    def read_bias(self) -> Tensor | None:
         """The rows of the base's bias, ``[rows]``, or None."""
         return None if self.base.bias is None else self.base.bias[self._index()]
 

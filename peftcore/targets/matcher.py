@@ -251,7 +251,9 @@ def _whole_and_part(path: str, whole: Sequence[str], by_part: Mapping[str, Seque
 def _canonical(mapping: Mapping[str, Any]) -> Canonical:
     """Give every part a share, 1 where none is stated."""
     checked: dict[str, dict[str, int]] = {}
-    for fused, parts in mapping.items():
+    for fused, spec in mapping.items():
+        grouped = isinstance(spec, Mapping) and spec.keys() == {"parts", "groups"}
+        parts = spec["parts"] if grouped else spec
         names = list(parts) if isinstance(parts, (Mapping, list, tuple)) else []
         shares = dict(parts) if isinstance(parts, Mapping) else dict.fromkeys(names, 1)
         distinct = len({fused, *names}) == len(names) + 1 > 1

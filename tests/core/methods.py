@@ -59,7 +59,9 @@ class TurnedAdapter(Adapter):
 
     def __init__(self, base, config, shared=None):
         super().__init__(base, config, shared)
-        self.turned_R = nn.Parameter(torch.eye(base.in_features) + 0.3 * torch.randn(base.in_features, base.in_features))
+        self.turned_R = nn.Parameter(
+            torch.eye(base.in_features) + 0.3 * torch.randn(base.in_features, base.in_features)
+        )
 
     def forward(self, below, x, *args, **kwargs):
         return below(self.cast(x) @ self.turned_R.T, *args, **kwargs)

@@ -79,7 +79,9 @@ def anatomy(model):
         "modules": {path: id(module) for path, module in modules.items()},
         "attributes": {path: sorted(vars(module)) for path, module in modules.items() if not _is_ours(module)},
         "training": {path: module.training for path, module in modules.items()},
-        "hooks": {path: len(module._forward_hooks) + len(module._forward_pre_hooks) for path, module in modules.items()},
+        "hooks": {
+            path: len(module._forward_hooks) + len(module._forward_pre_hooks) for path, module in modules.items()
+        },
         "tensors": {name: (id(tensor), tensor.requires_grad) for name, tensor in tensors.items()},
         "values": {name: tensor.detach().clone() for name, tensor in tensors.items()},
     }

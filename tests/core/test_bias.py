@@ -108,7 +108,7 @@ def test_biases_of_saved_modules_are_theirs():
 
 def test_a_layer_whose_bias_can_not_be_trained_is_named():
     net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
-    with pytest.raises(ConfigError, match="bias='all'.*0.*embedding"):
+    with pytest.raises(ConfigError, match=r"bias='all'.*0.*embedding"):
         get_peft_model(net, PlainConfig(target_modules=["0", "1"], bias="all"))
     assert type(net[0]) is nn.Embedding
 

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import string
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ NAMES = st.text(string.ascii_lowercase + "_", min_size=1, max_size=6)
 
 
 class ManyConfig(LayerConfig, method="many"):
-    foreign_defaults = {"speed": 3}
+    foreign_defaults: ClassVar = {"speed": 3}
 
     count: int = option(1, "A number.", at_least=0)
     ratio: float = option(0.5, "A share.", at_least=0.0, below=1.0)
@@ -170,7 +171,7 @@ def test_foreign_defaults_ask_for_nothing():
 
 
 def test_a_file_of_another_method():
-    with pytest.raises(ConfigError, match="PlainConfig.*SCALED"):
+    with pytest.raises(ConfigError, match=r"PlainConfig.*SCALED"):
         PlainConfig.from_dict({"peft_type": "SCALED"})
     assert type(PeftConfig.from_dict({"peft_type": "SCALED"})) is ScaledConfig
     with pytest.raises(ConfigError, match="no peft_type"):

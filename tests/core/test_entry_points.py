@@ -193,7 +193,7 @@ def test_an_attribute_that_nobody_has():
     model = get_peft_model(Net(), PlainConfig(target_modules=["one"]))
     with pytest.raises(AttributeError, match="colour"):
         _ = model.colour
-    with pytest.raises(AttributeError, match="Linear.*'colour'"):
+    with pytest.raises(AttributeError, match=r"Linear.*'colour'"):
         _ = model.get_base_model().one.colour
 
 

@@ -104,7 +104,7 @@ def test_a_transform_can_not_stand_on_a_part():
 
 
 def test_rows_that_can_not_be_shared_out():
-    with pytest.raises(TargetError, match="12 outputs.*5"):
+    with pytest.raises(TargetError, match=r"12 outputs.*5"):
         get_peft_model(Fused(), PlainConfig(target_modules=["a"], canonical_modules={"qkv": list("abcde")}))
 
 

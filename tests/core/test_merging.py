@@ -103,7 +103,7 @@ def test_a_bias_that_appears_with_merging_goes_with_unmerging():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(AdapterNameError, match="nobody.*plain"):
+    with pytest.raises(AdapterNameError, match=r"nobody.*plain"):
         adapted("plain").merge_adapter(["nobody"])
 
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_merged_says_why_and_nothing_is_merged():
     model.add_adapter("gated", GatedConfig(target_modules=["two"]))
     model.set_adapter(["plain", "gated"])
     before = anatomy(model)
-    with pytest.raises(NotMergeableError, match="GatedAdapter.*its gate depends on the input"):
+    with pytest.raises(NotMergeableError, match=r"GatedAdapter.*its gate depends on the input"):
         model.merge_adapter()
     with pytest.raises(NotMergeableError, match="gate"):
         model.merge_and_unload()
@@ -226,7 +226,7 @@ def test_disabling_while_a_shared_weight_is_merged(tied):
 
 
 def test_deleting_another_while_a_shared_weight_is_merged(tied):
-    model, words, ids, expected = tied
+    model, _, ids, expected = tied
     model.add_adapter("other", ScaledConfig(target_modules=["emb"]))
     model.set_adapter(["default", "other"])
     model.merge_adapter()

@@ -8,7 +8,7 @@ from peftcore import get_peft_model
 from peftcore.exceptions import MixedBatchError
 
 from .methods import GatedConfig, PlainConfig, TurnedConfig
-from .models import Net, Words, anatomy, same
+from .models import Net, Words, anatomy, same, stir
 
 X = torch.linspace(-1, 1, 20).reshape(4, 5)
 IDS = torch.arange(8).reshape(2, 4)
@@ -118,10 +118,8 @@ class Steps(Words):
         return self.head(self.lin(self.emb(ids))) + steps.sum()
 
 
-@pytest.mark.parametrize("net", [Flattens(), Positions()], ids=["flattened", "positions"])
-def test_rows_however_they_lie_in_the_model(net):
-    targets = ["emb", "lin", "pos"] if isinstance(net, Positions) else ["emb", "lin"]
-    model = get_peft_model(net, PlainConfig(target_modules=targets), "a")
+def test_rows_that_a_model_flattens():
+    model = get_peft_model(Flattens(), PlainConfig(target_modules=["emb", "lin"]), "a")
     model.add_adapter("b", GatedConfig(target_modules=["lin"]))
     a = model(IDS)
     model.set_adapter("b")
@@ -129,8 +127,16 @@ def test_rows_however_they_lie_in_the_model(net):
     same(model(IDS, adapter_names=["b", "a"]), torch.stack([b[0], a[1]]))
     with model.disable_adapter():
         frozen = model(IDS)
-    model.set_adapter("a")
     same(model(IDS, adapter_names=["__base__", "a"]), torch.stack([frozen[0], a[1]]))
+
+
+def test_what_is_computed_once_for_all_rows_can_not_be_told_apart():
+    model = get_peft_model(Positions(), PlainConfig(target_modules=["emb", "pos"]), "a")
+    with pytest.raises(MixedBatchError, match=r"2 names.*1 rows"):
+        model(IDS, adapter_names=["a", "__base__"])
+    model = get_peft_model(Positions(), PlainConfig(target_modules=["emb"]), "a")
+    a = model(IDS)
+    same(model(IDS, adapter_names=["a", "__base__"])[0], a[0])
 
 
 @pytest.mark.parametrize("order", [["steps", "ids"], ["ids", "steps"]], ids="-".join)
@@ -170,7 +176,7 @@ def llama():
 def adapted_llama(llama):
     model = get_peft_model(llama, PlainConfig(target_modules=["q_proj", "v_proj", "down_proj"]), "a")
     model.add_adapter("b", TurnedConfig(target_modules=["o_proj", "up_proj"]))
-    yield model
+    yield stir(model, "a", "b")
     model.unload()
 
 
@@ -197,7 +203,7 @@ def test_generation(adapted_llama, beams, use_cache):
 
 
 def test_generation_with_too_few_names(adapted_llama):
-    with pytest.raises(MixedBatchError, match="2 names.*3 rows"):
+    with pytest.raises(MixedBatchError, match=r"2 names.*3 rows"):
         adapted_llama.generate(PROMPTS, adapter_names=["a", "b"], max_new_tokens=2)
     assert not adapted_llama.get_base_model()._forward_pre_hooks
 
@@ -206,7 +212,14 @@ def test_encoder_and_decoder():
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0, eos_token_id=None
+        vocab_size=40,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+        eos_token_id=None,
     )
     model = get_peft_model(T5ForConditionalGeneration(config).eval(), PlainConfig(target_modules=["q", "v", "wo"]), "a")
     with torch.no_grad():

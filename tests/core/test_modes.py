@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from peftcore import PeftModel, get_peft_model
 
-from .methods import BankedConfig, PlainConfig, ScaledConfig, TurnedConfig
+from .methods import BankedConfig, GatedConfig, PlainConfig, ScaledConfig, TurnedConfig
 from .models import Net, Single, Words, same, stir
 
 X = torch.linspace(-1, 1, 20).reshape(4, 5)
@@ -41,6 +41,14 @@ def test_coarse_layers_merge_to_what_forward_gives(config):
     assert expected.dtype == torch.bfloat16
     model.merge_adapter()
     torch.testing.assert_close(model(x), expected, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("config", [PlainConfig, TurnedConfig, GatedConfig], ids=["plain", "turned", "gated"])
+@pytest.mark.parametrize("names", [None, ["default", "__base__"] * 2], ids=["", "mixed batch"])
+def test_a_coarse_layer_keeps_its_dtype_whatever_acts_on_it(config, names):
+    net = Net().bfloat16()
+    model = get_peft_model(net, config(target_modules=["one", "two"]))
+    assert model(X.bfloat16(), adapter_names=names).dtype == torch.bfloat16
 
 
 def test_an_adapter_moves_with_the_model():

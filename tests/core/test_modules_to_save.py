@@ -107,7 +107,9 @@ def test_a_target_inside_a_saved_module_trains_or_is_left_out():
 
 def test_the_copy_is_free_of_other_adapters():
     model = get_peft_model(Classifier(), PlainConfig(target_modules=["dense", "out"]), "a")
-    model.add_adapter("b", PlainConfig(target_modules=["dense"], exclude_modules=["head.dense"], modules_to_save=["head"]))
+    model.add_adapter(
+        "b", PlainConfig(target_modules=["dense"], exclude_modules=["head.dense"], modules_to_save=["head"])
+    )
     copy = model.get_base_model().head.parts("b")[0].module
     assert [type(module) for module in copy.modules()] == [Head, nn.Linear, nn.Linear]
     stir(model, "a", "b")
@@ -152,7 +154,7 @@ def test_a_module_with_buffers_keeps_them_in_its_copy():
 def test_a_module_that_is_not_there_is_named_with_its_neighbours():
     net = Net()
     before = anatomy(net)
-    with pytest.raises(TargetError, match="'haed'.*head"):
+    with pytest.raises(TargetError, match=r"'haed'.*head"):
         get_peft_model(net, PlainConfig(target_modules=["one"], modules_to_save=["haed"]))
     assert_as_before(net, before)
     with pytest.warns(UserWarning, match="haed"):

@@ -169,7 +169,7 @@ def test_shared_state_goes_with_its_adapter():
     model = get_peft_model(Net(), BankedConfig(target_modules=["one", "two"]), "a")
     names = [name for name, _ in model.named_parameters() if "banked_bank" in name]
     assert len(names) == 1
-    assert list(get_peft_model_state_dict(model, adapter_name="a"))[0] == "base_model.banked_bank"
+    assert next(iter(get_peft_model_state_dict(model, adapter_name="a"))) == "base_model.banked_bank"
     model.add_adapter("b", PlainConfig(target_modules=["one"]))
     model.delete_adapter("a")
     assert not [name for name in model.state_dict() if "banked_bank" in name]

@@ -77,7 +77,7 @@ def test_no_adapter_gives_the_frozen_model(model):
 @pytest.mark.parametrize("names", ["nobody", ["b", "nobody"]], ids=repr)
 def test_an_unknown_name_changes_nothing(model, names):
     before = model(X)
-    with pytest.raises(AdapterNameError, match="'nobody'.*'a', 'b', 'c'"):
+    with pytest.raises(AdapterNameError, match=r"'nobody'.*'a', 'b', 'c'"):
         model.set_adapter(names)
     assert model.active_adapters == ["a"]
     assert trained_adapters(model) == {"a"}
@@ -103,7 +103,7 @@ def test_methods_that_stand_alone_are_not_combined(model, monkeypatch):
     object.__setattr__(turned, "is_mixed_compatible", False)
     monkeypatch.setattr(model.base_model.tuner("b"), "method", turned)
     try:
-        with pytest.raises(CompositionError, match="'turned'.*plain"):
+        with pytest.raises(CompositionError, match=r"'turned'.*plain"):
             model.set_adapter(["a", "b"])
         assert model.active_adapters == ["a"]
         model.set_adapter("b")

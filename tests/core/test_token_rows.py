@@ -127,5 +127,5 @@ def test_rows_that_are_not_there(tokens, error):
 
 
 def test_an_embedding_that_is_adapted_as_a_whole():
-    with pytest.raises(ConfigError, match="emb.*already"):
+    with pytest.raises(ConfigError, match=r"emb.*already"):
         get_peft_model(Words(), PlainConfig(target_modules=["emb"], trainable_token_indices={"emb": [1]}))

@@ -51,6 +51,11 @@ CASES = {
         target_modules=["q_proj", "v_proj"],
         rank_pattern={r"model\.layers\.\d+\.self_attn\.q_proj": 5, "^v_proj": 3},
     ),
+    "rank_pattern, ends of names": Case(
+        "llama",
+        target_modules=["q_proj", "v_proj"],
+        rank_pattern={"proj": 7, "_proj": 6, "attn.v_proj": 5, "v_proj": 3},
+    ),
     "alpha_pattern": Case(
         "llama", target_modules=["q_proj", "v_proj"], alpha_pattern={"q_proj": 10, r"layers\.1\.self_attn\.v_proj": 1}
     ),

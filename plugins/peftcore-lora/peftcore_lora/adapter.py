@@ -169,5 +169,5 @@ def _check_kind(base: BaseLayer, config: LoraConfig) -> None:
     for field, (kinds, reason) in _LIMITS.items():
         if base.kind in kinds and getattr(config, field) and not (field == "lora_dropout" and config.inference_mode):
             config.refuse(field, f"{reason}: leave it out, or exclude the {layer}")
-    if config.init_lora_weights == "orthogonal" and (base.kind.startswith("conv") or len(base.weight_shape) > 2):
+    if config.init_lora_weights == "orthogonal" and len(base.weight_shape) > 2:
         config.refuse("init_lora_weights", f"'orthogonal' is defined for matrices only, and not for a {layer}")

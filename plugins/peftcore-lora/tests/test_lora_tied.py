@@ -2,10 +2,12 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from torch import nn
 
+from peftcore import PeftModel, get_peft_model
 from peftcore.base_layers import adapt
 from peftcore_lora import LoraAdapter, LoraConfig
 
@@ -67,3 +69,35 @@ def test_loading_into_the_first_by_assignment_reaches_the_second():
     state = {key: torch.ones_like(tensor) for key, tensor in source.state_dict().items()}
     source.load_state_dict(state, assign=True)
     torch.testing.assert_close(twin.canonical_delta(), torch.full((11, 5), 6.0))
+
+
+class LanguageModel(nn.Module):
+    """An embedding and a head that store one weight."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(11, 5)
+        self.head = nn.Linear(5, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(self.embed(ids))
+
+
+@pytest.mark.parametrize("target", ["embed", "head"])
+def test_a_tied_model_stays_tied_from_the_start_through_a_file_to_the_merged_weight(target, tmp_path):
+    config = LoraConfig(r=2, target_modules=[target], ensure_weight_tying=True, init_lora_weights=False)
+    model, ids = get_peft_model(LanguageModel(), config).eval(), torch.arange(11)
+    output = model(ids)
+    weight = LanguageModel().embed.weight + model.base_model.model.embed.adapters["default"].canonical_delta().T
+    torch.testing.assert_close(output, weight @ weight.T)
+
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(PeftModel.from_pretrained(LanguageModel(), tmp_path).eval()(ids), output)
+    theirs = peft.PeftModel.from_pretrained(LanguageModel(), tmp_path).eval()
+    torch.testing.assert_close(theirs(ids), output)
+
+    merged = model.merge_and_unload()
+    assert merged.head.weight is merged.embed.weight
+    torch.testing.assert_close(merged(ids), output)

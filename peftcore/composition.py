@@ -1,0 +1,72 @@
+"""Composition: how adapters act together on one frozen layer, defined once.
+
+The active adapters form an ordered list.
+The weight that acts is the frozen one, folded through the list in order: a delta, computed from the frozen weight, is
+added; a transform is applied.
+Forward, the merged weight and the mixed batch all follow this one definition.
+What trains a copy of a whole layer is called instead of it, and stands there alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftcore.adapters.base import Adapter
+from peftcore.base_layers.base import BaseLayer
+
+
+def fold(base: BaseLayer, parts: Iterable[Adapter]) -> tuple[Tensor, Tensor | None]:
+    """Return a layer's weight, canonical and in its dtype, and its bias, with adapters folded in, in their order."""
+    weight, bias = base.read_weight(), base.read_bias()
+    for part in parts:
+        weight, bias = part.fold(weight, bias)
+    return weight.to(base.dtype), bias
+
+
+def run_deltas(base: BaseLayer, deltas: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Run a layer that is additive with deltas alone: the frozen layer once, and each delta on the input."""
+    frozen = output = base.forward(*args, **kwargs)
+    for delta in deltas:
+        output = output + delta.delta_forward(delta.cast(args[0]))  # type: ignore[operator]
+    return output.to(frozen.dtype)
+
+
+def run(base: BaseLayer, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a layer with any adapters: each around those before it, or as one weight where the layer is not additive."""
+    if not parts:
+        return base.forward(*args, **kwargs)
+    if not base.additive and not any(part.replaces_layer for part in parts):
+        return base.apply(fold(base, parts)[0], *args, **kwargs)
+    frozen = _Frozen(base)
+    below: Any = frozen
+    for part in parts:
+        below = functools.partial(part, below)
+    output = below(*args, **kwargs)
+    return output if frozen.dtype is None else output.to(frozen.dtype)
+
+
+class _Frozen:
+    """The frozen layer at the bottom of a chain, which notes the dtype of its output."""
+
+    dtype: torch.dtype | None = None
+
+    def __init__(self, base: BaseLayer) -> None:
+        self.base = base
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = [x.to(self.base.dtype) if _is_widened(x, self.base.dtype) else x for x in args]
+        output = self.base.forward(*inputs, **kwargs)
+        self.dtype = output.dtype if isinstance(output, Tensor) else None
+        return output
+
+
+def _is_widened(x: Any, dtype: torch.dtype) -> bool:
+    """Whether an adapter has brought an input to a finer dtype than the frozen layer takes."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == dtype or torch.is_autocast_enabled():
+        return False
+    return torch.promote_types(x.dtype, dtype) == x.dtype
