@@ -277,7 +277,7 @@ class AdaptedLayer(nn.Module):
         first = [*self._merged, *names]
         order = [name for name in first if name in self._active]
         in_order = order == list(self._active[: len(order)])
-        if not in_order and not all(isinstance(part, WeightDelta) for part in self.folding_parts(self._active)):
+        if not in_order and not all(part.commutes for part in self.folding_parts(self._active)):
             raise MergeError(
                 f"The active adapters act in the order {', '.join(self._active)}, which matters for their methods: "
                 f"merging {', '.join(names)} first would change the output. Merge them in that order."

@@ -28,6 +28,8 @@ from peftcore.tying import keep_shared_weights_apart
 
 #: Where a model that was adapted in place keeps its AdaptedModel; outside the module tree, which stays free of cycles.
 _HOST = "_peftcore_adapted_model"
+#: What can't stand in an adapter's name.
+_ILLEGAL = frozenset("./\\\0")
 
 
 class AdaptedModel(nn.Module):
@@ -95,9 +97,10 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterNameError: It is taken, or no legal key.
         """
-        if not isinstance(name, str) or not name or "." in name or name == BASE:
+        if not isinstance(name, str) or not name or name == BASE or not _ILLEGAL.isdisjoint(name):
             raise AdapterNameError(
-                f"{name!r} can't be an adapter's name: it must be a string, not empty, without dots, and not {BASE!r}."
+                f"{name!r} can't be an adapter's name: it must be a string, not empty, not {BASE!r}, and without dots "
+                "and slashes, since it becomes a key in the model and a folder on the disk."
             )
         if name in self.tuners:
             raise AdapterNameError(f"The adapter {name!r} exists already. Delete it first, or choose another name.")
@@ -177,16 +180,16 @@ class AdaptedModel(nn.Module):
         self.insert(tuner)
         return report
 
-    def delete_adapter(self, name: str) -> None:
+    def delete_adapter(self, adapter_name: str) -> None:
         """Take an adapter out; layers without any other adapter are the frozen ones again.
 
         If it was active alone, the first one left becomes active.
         """
-        tuner = self.tuner(name)
+        tuner = self.tuner(adapter_name)
         tuner.remove()
-        del self.tuners[name]
-        self.shared._modules.pop(name, None)
-        remaining = [active for active in self._active if active != name]
+        del self.tuners[adapter_name]
+        self.shared._modules.pop(adapter_name, None)
+        remaining = [active for active in self._active if active != adapter_name]
         self._active = tuple(remaining)
         if not self.tuners:
             self._thaw()
@@ -366,11 +369,10 @@ class AdaptedModel(nn.Module):
         replaced = [(p, p.adapter) for p in placements if isinstance(p.adapter, Selective) and p.adapter.replaces_layer]
         for layer in self.layers():
             layer.keep_merged()
-        settled = [(placement.sites, adapter.settle()) for placement, adapter in replaced]
         model = self.unload()
-        for sites, module in settled:
-            for parent, attribute in sites:
-                parent._modules[attribute] = module
+        for placement, adapter in replaced:
+            for parent, attribute in placement.sites:
+                parent._modules[attribute] = adapter.settle()
         return model
 
 

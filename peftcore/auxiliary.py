@@ -9,7 +9,6 @@ import copy
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -21,7 +20,7 @@ from peftcore.config import LayerConfig
 from peftcore.exceptions import ConfigError, TargetError
 from peftcore.slots import Sites, Slot, unwrap
 from peftcore.targets import Inventory, NearestNames, OnUnmatched, sites_of
-from peftcore.tying import tie_copies
+from peftcore.tying import owners_of_weights, tie_copies
 
 
 def plan_auxiliary(
@@ -102,32 +101,34 @@ def _biases(model: nn.Module, config: LayerConfig, main: Sequence[Slot]) -> Iter
         return
     adapted = {id(slot.base.layer) for slot in main}
     for slot in main:
-        if slot.base.kind not in TrainedBias.kinds:
-            raise ConfigError(
-                f"bias={config.bias!r} can't train the bias of {slot.path}, adapted as a whole ({slot.base.kind}). "
-                "Use bias='none', or leave that layer out."
-            )
-        if slot.base.bias is not None:
-            yield Slot(slot.path, f"{slot.path}.base_layer", slot.sites, slot.base, TrainedBias, auxiliary=True)
+        if slot.base.kind in TrainedBias.kinds and slot.base.bias is not None:
+            yield Slot(slot.path, f"{slot.key}.base_layer", slot.sites, slot.base, TrainedBias, auxiliary=True)
     if config.bias == "all":
         yield from _other_biases(model, adapted, config.modules_to_save or ())
 
 
 def _other_biases(model: nn.Module, adapted: set[int], saved: Sequence[str]) -> Iterator[Slot]:
     for path, module, sites in _walk(model):
-        if id(module) in adapted or not sites or any(name in path.split(".") for name in saved):
+        if (
+            id(module) in adapted
+            or not sites
+            or any(_is_called(outer, name) for outer in _outer(path) for name in saved)
+        ):
             continue
-        names = [
-            name for name in module._parameters if module._parameters[name] is not None and "bias" in f"{path}.{name}"
-        ]
-        if not names:
+        if module._parameters.get("bias") is None:
             continue
         base = base_layers.adapt(module)
-        if base is not None and names == ["bias"] and base.kind in TrainedBias.kinds:
+        if base is not None and base.kind in TrainedBias.kinds:
             yield Slot(path, path, sites, base, TrainedBias, auxiliary=True)
         else:
-            copies = functools.partial(ParameterCopies, names=names)
+            copies = functools.partial(ParameterCopies, names=["bias"])
             yield Slot(path, path, sites, OpaqueLayer(module), copies, auxiliary=True)
+
+
+def _outer(path: str) -> Iterator[str]:
+    """Yield a path and the paths of all that it lies in."""
+    parts = path.split(".")
+    return (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
 
 
 # ------------------------------------------------------------------------------------- rows of embeddings
@@ -153,8 +154,10 @@ def _tokens_of(model: nn.Module, path: str, module: nn.Module, sites: Sites, tok
         raise TargetError(f"trainable_token_indices needs an embedding; {path} is a {type(module).__name__}.")
     rows = functools.cache(lambda: TrainedTokens(base, tokens))
     yield Slot(path, f"{path}.token_adapter", sites, base, lambda _: rows(), auxiliary=True)
-    for head_path, head, head_sites in _tied_to(model, module):
-        yield Slot(head_path, "", head_sites, head, lambda base: TiedTokens(base, rows()), auxiliary=True)
+    for owner in owners_of_weights(model)[id(module.weight)]:
+        other = base_layers.adapt(owner.module)
+        if owner.module is not module and other is not None:
+            yield Slot(owner.path, "", owner.sites, other, lambda base: TiedTokens(base, rows()), auxiliary=True)
 
 
 def _embedding(model: nn.Module, name: str | None) -> tuple[str, nn.Module, Sites]:
@@ -170,15 +173,3 @@ def _embedding(model: nn.Module, name: str | None) -> tuple[str, nn.Module, Site
         f"trainable_token_indices: the model has no embedding {wanted!r}. "
         f"Name it, as in {{'{near[0] if near else 'embedding'}': [0, 1]}}."
     )
-
-
-def _tied_to(model: nn.Module, embedding: nn.Module) -> Iterator[tuple[str, BaseLayer, Sites]]:
-    """Yield the output layer that shares the embedding's weight, if the model has one."""
-    asked = getattr(model, "get_output_embeddings", None)
-    head: Any = unwrap(asked()) if asked is not None and asked() is not None else None
-    if head is None or getattr(head, "weight", None) is not embedding.weight:
-        return
-    base = base_layers.adapt(head)
-    for path, module, sites in _walk(model):
-        if module is head and base is not None:
-            yield path, base, sites

@@ -24,7 +24,8 @@ def fold(base: BaseLayer, parts: Iterable[Adapter]) -> tuple[Tensor, Tensor | No
     """Return a layer's weight, canonical and in its dtype, and its bias, with adapters folded in, in their order."""
     weight, bias = base.read_weight(), base.read_bias()
     for part in parts:
-        weight, bias = part.fold(weight, bias)
+        wide = torch.promote_types(weight.dtype, part.dtype)
+        weight, bias = part.fold(weight.to(wide), bias)
     return weight.to(base.dtype), bias
 
 

@@ -23,6 +23,9 @@ SAFETENSORS_NAME = "adapter_model.safetensors"
 INDEX_NAME = "adapter_model.safetensors.index.json"
 BIN_NAME = "adapter_model.bin"
 
+#: Writes one file.
+Writer = Callable[[Path], object]
+
 
 def write_directory(
     directory: str | os.PathLike[str],
@@ -48,15 +51,14 @@ def write_directory(
     """
     path = Path(directory)
     tensors = _separate(state)
+    head = {"format": "pt", **metadata}
+    writers = _shard_writers(tensors, head, max_shard_size) if safe_serialization else _bin_writers(tensors)
+    # The config last: a reader that finds a new one finds the new tensors.
+    writers[CONFIG_NAME] = _text_writer(config.to_json_string())
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not safe_serialization:
-            written = [_atomically(path / BIN_NAME, lambda target: torch.save(tensors, target))]
-        else:
-            written = _write_shards(path, tensors, {"format": "pt", **metadata}, max_shard_size)
-        text = config.to_json_string()
-        written.append(_atomically(path / CONFIG_NAME, lambda target: target.write_text(text, encoding="utf-8")))
-    except OSError as error:
+        written = _write_together(path, writers)
+    except (OSError, SafetensorError, RuntimeError) as error:  # the writers of tensors wrap a full disk each in its own
         raise CheckpointError(
             f"{path} can't be written: {error}. Choose a directory that is writable and has room."
         ) from error
@@ -80,19 +82,28 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _write_shards(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], limit: int | None) -> list[Path]:
+def _shard_writers(tensors: dict[str, Tensor], head: dict[str, str], limit: int | None) -> dict[str, Writer]:
     shards = _split(tensors, limit)
     if len(shards) == 1:
-        return [_atomically(path / SAFETENSORS_NAME, lambda target: save_file(tensors, target, metadata))]
+        return {SAFETENSORS_NAME: _tensor_writer(tensors, head)}
     names = [f"adapter_model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    written = [
-        _atomically(path / name, lambda target, shard=shard: save_file(shard, target, metadata))  # type: ignore[misc]
-        for name, shard in zip(names, shards, strict=True)
-    ]
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True)
-    return [*written, _atomically(path / INDEX_NAME, lambda target: target.write_text(index, encoding="utf-8"))]
+    writers = {name: _tensor_writer(shard, head) for name, shard in zip(names, shards, strict=True)}
+    return {**writers, INDEX_NAME: _text_writer(index)}
+
+
+def _tensor_writer(tensors: dict[str, Tensor], head: dict[str, str]) -> Writer:
+    return lambda target: save_file(tensors, target, head)
+
+
+def _bin_writers(tensors: dict[str, Tensor]) -> dict[str, Writer]:
+    return {BIN_NAME: lambda target: torch.save(tensors, target)}
+
+
+def _text_writer(text: str) -> Writer:
+    return lambda target: target.write_text(text, encoding="utf-8")
 
 
 def _split(tensors: Mapping[str, Tensor], limit: int | None) -> list[dict[str, Tensor]]:
@@ -108,20 +119,29 @@ def _split(tensors: Mapping[str, Tensor], limit: int | None) -> list[dict[str, T
     return shards
 
 
-def _atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let a file be written beside its place, brought to the disk, and renamed into it."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+def _write_together(directory: Path, writers: Mapping[str, Writer]) -> list[Path]:
+    """Write files beside their places and bring them to the disk; only when all are there, rename them into place."""
+    temporary: dict[Path, Path] = {}
     try:
-        write(Path(temporary))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        for name, write in writers.items():
+            temporary[directory / name] = target = _temporary_file(directory, name)
+            write(target)
+            with open(target, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(target, 0o666 & ~_umask())
+        for place, target in temporary.items():
+            os.replace(target, place)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for target in temporary.values():
+            target.unlink(missing_ok=True)
         raise
-    return path
+    return list(temporary)
+
+
+def _temporary_file(directory: Path, name: str) -> Path:
+    handle, path = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
+    os.close(handle)
+    return Path(path)
 
 
 def _umask() -> int:
@@ -171,9 +191,10 @@ def _read_shards(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path / INDEX_NAME} has no weight_map.")
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(weight_map.values())):
+    for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{path / INDEX_NAME} names {name!r}, which lies outside the directory.")
+            raise CheckpointError(f"{path / INDEX_NAME} names {name!r}, which is no file in the directory.")
+    for name in sorted(set(weight_map.values())):
         tensors.update(_read_safetensors(path / name, device))
     if lost := sorted(set(weight_map) - set(tensors)):
         raise CheckpointError(f"{path / INDEX_NAME} promises tensors that its files lack: {', '.join(lost[:5])}.")

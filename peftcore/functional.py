@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from peftcore.adapted_model import AdaptedModel
-from peftcore.checkpoint import LoadReport, adapter_state, load_adapter_state, saved_tensors
+from peftcore.checkpoint import PREFIX, LoadReport, adapter_state, load_adapter_state, saved_tensors
 from peftcore.config import PeftConfig
-from peftcore.exceptions import CheckpointError, ConfigError
+from peftcore.exceptions import CheckpointError, ConfigError, MergeError
 from peftcore.model import PeftModel
 from peftcore.registry import registry
 from peftcore.signatures import refuse_arguments
@@ -159,7 +159,11 @@ def get_peft_model_state_dict(
         "get_peft_model_state_dict", kwargs, {"unwrap_compiled": (False,), "save_embedding_layers": ("auto", False)}
     )
     tuner = AdaptedModel.of(_user_model(model)).tuner(adapter_name)
-    return adapter_state(tuner) if state_dict is None else _taken_from(state_dict, tuner, model)
+    state = adapter_state(tuner) if state_dict is None else _taken_from(state_dict, tuner, model)
+    if isinstance(model, PeftModel):
+        return state
+    # A model that was adapted in place knows nothing of the holder whose name the prefix is.
+    return {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
 
 
 def _taken_from(state_dict: Mapping[str, Tensor], tuner: Tuner, model: nn.Module) -> dict[str, Tensor]:
@@ -196,8 +200,14 @@ def set_peft_model_state_dict(
     Raises:
         AdapterNameError: There is no such adapter.
         CheckpointError: Something does not fit; the adapter is as before.
+        MergeError: The adapter is merged.
     """
     tuner = AdaptedModel.of(_user_model(model)).tuner(adapter_name)
+    if any(adapter_name in placement.layer.merged_adapters for placement in tuner.placements):
+        raise MergeError(
+            f"Adapter {adapter_name!r} is merged, and could not be taken out again with other tensors. "
+            "Call unmerge_adapter() first."
+        )
     return load_adapter_state(
         tuner,
         peft_model_state_dict,

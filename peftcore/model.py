@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from peftcore.adapted_model import AdaptedModel
 from peftcore.checkpoint import LoadReport, adapter_state, writer_of
-from peftcore.config import PeftConfig
+from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import AdapterNameError, ConfigError
 from peftcore.files import read_tensors, write_directory
 from peftcore.hub import resolve_directory
@@ -24,7 +24,8 @@ from peftcore.mixed_batches import assigned_rows
 from peftcore.peft_type import TaskType
 from peftcore.signatures import refuse_arguments, signed_as
 from peftcore.status import LayerStatus, ModelStatus, count_parameters, layer_statuses, model_status
-from peftcore.targets import OnUnmatched, TargetReport
+from peftcore.targets import ALL_LINEAR, OnUnmatched, TargetReport
+from peftcore.tuner import Tuner
 
 
 class PeftModel(nn.Module):
@@ -270,15 +271,18 @@ class PeftModel(nn.Module):
             write_directory(
                 directory,
                 adapter_state(tuner),
-                self._config_for_file(tuner.config),
+                self._config_for_file(tuner),
                 writer_of(tuner.method.name),
                 safe_serialization=safe_serialization,
                 max_shard_size=max_shard_size,
             )
 
-    def _config_for_file(self, config: PeftConfig) -> PeftConfig:
-        written = type(config).from_dict(config.to_dict())
+    def _config_for_file(self, tuner: Tuner) -> PeftConfig:
+        """Return the config as other readers have to see it, with the targets that were chosen for the user by name."""
+        written = type(tuner.config).from_dict(tuner.config.to_dict())
         written.inference_mode = True
+        if isinstance(written, LayerConfig) and written.target_modules in (None, ALL_LINEAR):
+            written.target_modules = tuner.target_names() or written.target_modules
         model = self.get_base_model()
         if written.base_model_name_or_path is None:
             written.base_model_name_or_path = getattr(model, "name_or_path", None) or None

@@ -92,11 +92,18 @@ def standing_at(sites: Sites) -> nn.Module:
     return module
 
 
+def one_view(slot: Slot) -> Slot:
+    """Let a slot see its layer by the view that the adapted layer there has, which knows what is merged."""
+    there = _adapted_at(slot.sites, slot.base)
+    if there is not None and there.base.kind == slot.base.kind:
+        slot.base = there.base
+    return slot
+
+
 def place(placement: Placement, name: str, call_state: CallState) -> None:
     """Put a part into the model, on the adapted layer that stands at its place or on a new one there."""
     base, sites = placement.base, placement.sites
-    wanted = _identity(base)
-    layer = next((there for there in wrappers(sites) if _identity(there.base) == wanted), None)
+    layer = _adapted_at(sites, base)
     if layer is None:
         # Outermost, around what stands there: a frozen layer, or one of whose parameters is adapted already.
         base.layer = standing_at(sites)
@@ -110,6 +117,12 @@ def place(placement: Placement, name: str, call_state: CallState) -> None:
     layer.base.read_by_owner |= base.read_by_owner or any(reads_weights(parent) for parent, _ in sites)
     layer.place(name, placement.adapter, auxiliary=placement.auxiliary)
     placement.layer = layer
+
+
+def _adapted_at(sites: Sites, base: BaseLayer) -> AdaptedLayer | None:
+    """Return the adapted layer that stands around what a view shows, if there is one."""
+    wanted = _identity(base)
+    return next((there for there in wrappers(sites) if _identity(there.base) == wanted), None)
 
 
 def _identity(base: BaseLayer) -> tuple[int, str]:

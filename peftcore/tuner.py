@@ -27,8 +27,8 @@ from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import ConfigError, UnsupportedLayerError
 from peftcore.method import PeftMethod
 from peftcore.registry import registry
-from peftcore.slots import Placement, Slot, place, take_out, unwrap
-from peftcore.targets import Match, ModuleMatcher, OnUnmatched, TargetReport, find_parameters, find_targets
+from peftcore.slots import Placement, Slot, one_view, place, take_out, unwrap
+from peftcore.targets import Inventory, Match, ModuleMatcher, OnUnmatched, TargetReport, find_parameters, find_targets
 from peftcore.tying import tie_adapters
 
 #: dtypes in which training is too coarse; adapters on such layers are kept in float32 unless told otherwise.
@@ -109,6 +109,10 @@ class Tuner:
         for placement in self.placements:
             yield f"base_model.model.{placement.key}", placement.adapter.saved_module()
 
+    def target_names(self) -> set[str]:
+        """Return names of the modules that the method's parts stand on, as short as they mean just these."""
+        return set()
+
     def extra_loss(self) -> Tensor | None:
         """Return what the method adds to the task's loss, a scalar, or None."""
         return None
@@ -175,21 +179,22 @@ class LayerTuner(Tuner):
         Raises:
             TargetError: Parameters, modules to save or tokens that the model does not have.
         """
-        slots: dict[int, Slot] = {}
+        layers: dict[int, Slot] = {}
         for match in report.matched:
             for slot in self._slots_of(match):
-                slots.setdefault(id(slot.base.layer), slot)
-        main = [*slots.values(), *self._parameter_slots()]
+                layers.setdefault(id(slot.base.layer), slot)
+        main = [*layers.values(), *self._parameter_slots()]
         if self.config.ensure_weight_tying:
             main = tie_adapters(self.model, main, self.config, self._view, self._adapter)
-        return [*main, *plan_auxiliary(self.model, self.config, main, on_unmatched)]
+        slots = [*main, *plan_auxiliary(self.model, self.config, main, on_unmatched)]
+        return [one_view(slot) for slot in slots]
 
     def _slots_of(self, match: Match[BaseLayer]) -> Iterator[Slot]:
         yield Slot(match.path, match.path, match.sites, match.layer, self._maker(match.path, match.parts))
         for attribute, inner in match.layer.inner_layers():
             path = f"{match.path}.{attribute}"
             key = f"{match.path}.base_layer.{attribute}"
-            yield Slot(path, key, ((match.module, attribute),), inner, self._maker(path))
+            yield Slot(path, key, ((match.module, attribute),), inner, self._maker(match.path))
 
     def _parameter_slots(self) -> Iterator[Slot]:
         if not self.config.target_parameters:
@@ -225,6 +230,21 @@ class LayerTuner(Tuner):
             {alias: rows[alias] for alias in parts},
             lambda alias, part: self._adapter(f"{parent}.{alias}".lstrip("."), part),
         )
+
+    def target_names(self) -> set[str]:
+        """Return the last components of the adapted modules' paths if they mean just these modules, else the paths."""
+        config = self.config
+        paths = {p.path for p in self.placements if p.key == p.path and not (p.auxiliary or p.base.kind == "parameter")}
+        names = {path.rpartition(".")[2] for path in paths}
+        matcher = ModuleMatcher(
+            names,
+            config.exclude_modules,
+            config.layers_to_transform,
+            config.layers_pattern,
+            modules_to_save=config.modules_to_save,
+        )
+        meant = {path for path in Inventory(self.model, unwrap).paths() if matcher.match(self.model, path)}
+        return names if meant == paths else paths
 
     # ----------------------------------------------------------------------------------------- build, insert
 

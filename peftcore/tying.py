@@ -93,38 +93,34 @@ def _slot(owner: Owner, base: BaseLayer, make: Callable[[BaseLayer], Adapter]) -
 
 
 def tie_copies(model: nn.Module, slots: Sequence[Slot]) -> list[Slot]:
-    """Return slots of whole modules, widened to the modules that store the same weight; their copies share it too."""
+    """Return slots of whole modules, widened to the modules that store the same weight; their copies share it too.
+
+    Args:
+        model: The user's model.
+        slots: The slots, which make :class:`ModuleCopy`.
+    """
     owners = owners_of_weights(model)
-    known = {slot.path for slot in slots}
-    tied: list[Slot] = []
+    wanted = {slot.path: slot for slot in slots}
     for slot in slots:
-        copies = functools.cache(functools.partial(slot.make, slot.base))
-        tied.append(replace(slot, make=functools.partial(_made, copies)))
-        for name, parameter in slot.base.layer._parameters.items():
-            for owner in owners.get(id(parameter), []):
-                if owner.path not in known:
-                    known.add(owner.path)
-                    base = type(slot.base)(owner.module)
-                    make = functools.partial(_sharing_copy, slot.make, copies, name)
-                    tied.append(Slot(owner.path, owner.path, owner.sites, base, make, auxiliary=True))
-    return tied
+        for parameter in slot.base.layer._parameters.values():
+            for owner in owners.get(id(parameter), ()):
+                base = type(slot.base)(owner.module)
+                wanted.setdefault(
+                    owner.path, replace(slot, path=owner.path, key=owner.path, sites=owner.sites, base=base)
+                )
+    copied: dict[int, nn.Parameter] = {}
+    return [replace(slot, make=functools.partial(_sharing_copy, slot.make, copied)) for slot in wanted.values()]
 
 
-def _made(adapter: Callable[[], Adapter], base: BaseLayer) -> Adapter:
-    return adapter()
-
-
-def _sharing_copy(
-    make: Callable[[BaseLayer], Adapter], source: Callable[[], Adapter], name: str, base: BaseLayer
-) -> Adapter:
-    """Make a copy of another module that stores, in each parameter of the same tensor, the source's copy of it."""
-    copied, original = make(base), source()
-    assert isinstance(copied, ModuleCopy) and isinstance(original, ModuleCopy)
-    shared = original.base.layer._parameters[name]
-    for own, parameter in base.layer._parameters.items():
-        if parameter is shared:
-            copied.module._parameters[own] = original.module._parameters[name]
-    return copied
+def _sharing_copy(make: Callable[[BaseLayer], Adapter], copied: dict[int, nn.Parameter], base: BaseLayer) -> Adapter:
+    """Make a copy of a module that stores the parameters copied before, where the module stores what they copy."""
+    adapter = make(base)
+    assert isinstance(adapter, ModuleCopy)
+    for name, parameter in base.layer._parameters.items():
+        own = adapter.module._parameters[name]
+        if parameter is not None and own is not None:
+            adapter.module._parameters[name] = copied.setdefault(id(parameter), own)
+    return adapter
 
 
 def keep_shared_weights_apart(model: nn.Module, layers: Sequence[AdaptedLayer], names: Sequence[str]) -> None:

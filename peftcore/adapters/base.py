@@ -47,6 +47,8 @@ class Adapter(nn.Module):
     unmergeable_because: ClassVar[str] = ""
     #: Whether what it computes is computed from the frozen weight, which is then kept while others are merged.
     depends_on_weight: ClassVar[bool] = False
+    #: Whether it only adds something, so that its place in the order of others does not matter.
+    commutes: ClassVar[bool] = False
     #: Whether it stands for the whole layer, so that no second one of its sort can be active beside it.
     replaces_layer: ClassVar[bool] = False
     #: Whether it repeats another adapter's effect on a layer that stores the same weight; then merging the other one

@@ -21,6 +21,8 @@ class WeightDelta(Adapter):
     The author writes :meth:`delta_weight`, and :meth:`delta_forward` where there is a cheaper way than the full matrix.
     """
 
+    commutes = True
+
     @property
     def subtractable(self) -> bool:
         """Whether a merged Δ can be computed again and subtracted, so that no copy of the frozen weight is kept."""

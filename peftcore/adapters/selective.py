@@ -70,8 +70,10 @@ class ModuleCopy(Selective):
         return getattr(self.module, name)
 
     def settle(self) -> nn.Module:
-        """Return the copy."""
-        return self.module.requires_grad_(False)
+        """Return the copy, trainable where the frozen module is."""
+        for own, frozen in zip(self.module.parameters(), self.base.layer.parameters(), strict=True):
+            own.requires_grad_(frozen.requires_grad)
+        return self.module
 
 
 class ParameterCopies(Selective):
@@ -102,7 +104,8 @@ class ParameterCopies(Selective):
     def settle(self) -> nn.Module:
         """Return the module, with the copies in the place of its parameters."""
         for name, copied in self.named_parameters():
-            setattr(self.base.layer, name, nn.Parameter(copied.detach(), requires_grad=False))
+            trains = self.base.layer.get_parameter(name).requires_grad
+            setattr(self.base.layer, name, nn.Parameter(copied.detach(), requires_grad=trains))
         return self.base.layer
 
 
@@ -110,6 +113,7 @@ class TrainedBias(Selective):
     """A trained copy of a layer's bias."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+    commutes = True
 
     def __init__(self, base: BaseLayer) -> None:
         super().__init__(base)
@@ -168,7 +172,10 @@ class TrainedTokens(Selective):
 
     def forward(self, below: Below, ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the output below, with the vectors of the trained tokens in their places."""
-        output = below(ids, *args, **kwargs)
+        return self.put_rows(below(ids, *args, **kwargs), ids)
+
+    def put_rows(self, output: Tensor, ids: Tensor) -> Tensor:
+        """Put the vectors of the trained tokens into an embedding's output, where their ids stand."""
         place = torch.searchsorted(self._sorted, ids).clamp_(max=len(self._sorted) - 1)
         hit = self._sorted[place] == ids
         vectors = nn.functional.embedding(self._order[place], self.trainable_tokens_delta).to(output.dtype)
@@ -181,12 +188,12 @@ class TrainedTokens(Selective):
 
 
 class TiedTokens(Selective):
-    """The rows that :class:`TrainedTokens` trains, on an output layer that shares the embedding's weight.
+    """The rows that :class:`TrainedTokens` trains, on another embedding or an output layer that stores the same weight.
 
     It holds nothing of its own: the rows belong to the embedding's adapter, and the file has them once.
     """
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding"})
     repeats_another = True
 
     def __init__(self, base: BaseLayer, source: TrainedTokens) -> None:
@@ -197,8 +204,10 @@ class TiedTokens(Selective):
     source: TrainedTokens
 
     def forward(self, below: Below, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return the output below, with the trained tokens' logits computed from their rows."""
+        """Return the output below with the trained tokens' vectors, or with their logits, computed from their rows."""
         output = below(x, *args, **kwargs)
+        if self.base.kind == "embedding":
+            return self.source.put_rows(output, x)
         rows = self.source.trainable_tokens_delta
         logits = nn.functional.linear(x.to(rows.dtype), rows).to(output.dtype)
         bias = self.base.bias
@@ -208,5 +217,7 @@ class TiedTokens(Selective):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Write the rows."""
+        if self.base.kind == "embedding":
+            return self.source.fold(weight, bias)
         rows = self.source.trainable_tokens_delta
         return weight.index_copy(0, self.source.tokens, rows.to(weight.dtype)), bias

@@ -115,10 +115,12 @@ def test_the_output_projection_comes_along():
     assert adapt(nn.Linear(2, 2)).inner_layers() == ()
 
 
-def test_an_output_projection_that_is_adapted_already_does_not_come_again(folded):
+def test_an_output_projection_that_is_adapted_already_is_seen_frozen(folded):
     layer = attention()
+    frozen = layer.out_proj
     layer.out_proj = folded(adapt(layer).inner_layers()[0][1])
-    assert adapt(layer).inner_layers() == ()
+    ((_, inner),) = adapt(layer).inner_layers()
+    assert inner.layer is frozen
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -78,6 +78,25 @@ def test_merged_weights_keep_their_parameters():
     assert not model.get_base_model().one.base_layer.weight.requires_grad
 
 
+@pytest.mark.parametrize("names", [("turned", "plain"), ("plain", "turned"), ("scaled", "turned")], ids="-".join)
+def test_an_order_that_would_change_the_output_is_refused(names):
+    model, x = adapted(*names), torch.randn(4, 5)
+    before, expected = anatomy(model), model(x)
+    with pytest.raises(MergeError, match=f"order {names[0]}, {names[1]}"):
+        model.merge_adapter([names[1]])
+    assert_as_before(model, before)
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("names", [("plain", "more"), ("scaled", "plain"), ("plain", "scaled")], ids="-".join)
+def test_sums_may_be_merged_in_any_order(names):
+    model, x = adapted(*names), torch.randn(4, 5)
+    expected = model(x)
+    for name in reversed(names):
+        model.merge_adapter([name])
+        same(model(x), expected)
+
+
 def test_an_inactive_adapter_can_be_merged():
     model, x = adapted("plain", "scaled"), torch.randn(4, 5)
     both = model(x)

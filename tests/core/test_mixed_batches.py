@@ -26,7 +26,7 @@ def model():
     [
         (["a"] * 3, "3 names.*4 rows"),
         (["a"] * 5, "5 names.*4 rows"),
-        ([], "0 names"),
+        ([], "0 names, but the batch has 4 rows"),
         (["a", "b", "c", "a"], "'c'.*'__base__', 'a', 'b'"),
         ("aaaa", "list.*'aaaa'"),
     ],

@@ -47,8 +47,8 @@ def test_the_model_as_a_whole(model):
 
 
 def test_after_switching_merging_and_disabling(model):
-    model.set_adapter(["b", "a"])
-    assert model.get_model_status().active_adapters == ["b", "a"]
+    model.set_adapter(["a", "b"])
+    assert model.get_model_status().active_adapters == ["a", "b"]
     model.merge_adapter(["a"])
     assert model.get_model_status().merged_adapters == ["a"]
     assert by_name(model)["two"].merged_adapters == ["a"]
