@@ -75,7 +75,8 @@ class AdaptedLayer(nn.Module):
 
     def parts(self, name: str) -> tuple[Adapter, ...]:
         """Return what an adapter has on this layer, in the order in which it acts; nothing for an unknown name."""
-        return tuple(store[name] for store in self._stores() if name in store)
+        parts = tuple(store[name] for store in self._stores() if name in store)
+        return parts[::-1] if len(parts) == 2 and parts[1].acts_first else parts
 
     def names(self) -> list[str]:
         """Return the names of the adapters that have a part on this layer."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from peftcore.adapted_layer import AdaptedLayer
 from peftcore.adapters.selective import Selective
 from peftcore.call_state import BASE, CallState
-from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys
+from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys, with_prefix
 from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, CompositionError, NotMergeableError
 from peftcore.merging import check_mergeable
@@ -25,6 +25,7 @@ from peftcore.slots import Placement
 from peftcore.targets import TargetReport
 from peftcore.tuner import Tuner
 from peftcore.tying import keep_shared_weights_apart
+from peftcore.written_along import take_what_was_written_along
 
 #: Where a model that was adapted in place keeps its AdaptedModel; outside the module tree, which stays free of cycles.
 _HOST = "_peftcore_adapted_model"
@@ -170,7 +171,7 @@ class AdaptedModel(nn.Module):
         state = registry.convert_checkpoint(tuner.method.name, state, tuner.config, source) or state
         report = load_adapter_state(
             tuner,
-            state,
+            take_what_was_written_along(tuner, with_prefix(state, tuner)),
             strict=strict,
             assign=low_cpu_mem_usage,
             ignore_mismatched_sizes=ignore_mismatched_sizes,

@@ -13,7 +13,14 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from peftcore import base_layers
-from peftcore.adapters.selective import ModuleCopy, ParameterCopies, TiedTokens, TrainedBias, TrainedTokens
+from peftcore.adapters.selective import (
+    ModuleCopy,
+    ParameterCopies,
+    RowsApart,
+    TiedTokens,
+    TrainedBias,
+    TrainedTokens,
+)
 from peftcore.base_layers.base import BaseLayer
 from peftcore.base_layers.module import OpaqueLayer
 from peftcore.config import LayerConfig
@@ -39,11 +46,12 @@ def plan_auxiliary(
         ConfigError: Two wishes exclude each other.
     """
     copies = list(_modules_to_save(model, config.modules_to_save or (), on_unmatched))
-    return [
+    slots = [
         *(tie_copies(model, copies) if config.ensure_weight_tying else copies),
         *_biases(model, config, main),
         *_tokens(model, config, main),
     ]
+    return [*slots, *_owners_that_read(model, [*main, *slots])]
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, Sites]]:
@@ -173,3 +181,16 @@ def _embedding(model: nn.Module, name: str | None) -> tuple[str, nn.Module, Site
         f"trainable_token_indices: the model has no embedding {wanted!r}. "
         f"Name it, as in {{'{near[0] if near else 'embedding'}': [0, 1]}}."
     )
+
+
+# ------------------------------------------------------------------------------ owners that read their parts
+
+
+def _owners_that_read(model: nn.Module, slots: Sequence[Slot]) -> Iterator[Slot]:
+    """Yield slots for attentions that are not adapted themselves and read the weights of a part that is."""
+    adapted = {id(slot.base.layer) for slot in slots}
+    parents = {id(parent) for slot in slots for parent, _ in slot.sites if isinstance(parent, nn.MultiheadAttention)}
+    if parents - adapted:
+        for path, module, sites in _walk(model):
+            if id(module) in parents - adapted:
+                yield Slot(path, "", sites, OpaqueLayer(module), RowsApart, auxiliary=True)

@@ -69,16 +69,15 @@ class Rows:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
         if not tensors:
             return
-        # The batch is what has as many rows; other tensors (time steps, a cache's positions) may come before it.
-        batch = next((tensor for tensor in tensors if self._explains(len(tensor))), None)
-        if batch is None:
+        # The batch is what has as many rows; other tensors (time steps, a cache's positions) may stand beside it.
+        fitting = [tensor for tensor in tensors if self._explains(len(tensor))]
+        if not fitting:
             raise MixedBatchError(
                 f"adapter_names holds {len(self.names)} names, but the batch has {len(tensors[0])} rows. "
                 "Give one name per row."
             )
-        repeats = len(batch) // len(self.names)
-        tokens = batch.shape[1] if batch.dim() > 1 else 1
-        self.multiples = frozenset({1, repeats, repeats * tokens})
+        repeats = {(len(tensor) // len(self.names), tensor.shape[1] if tensor.dim() > 1 else 1) for tensor in fitting}
+        self.multiples = frozenset({1}.union(*({times, times * tokens} for times, tokens in repeats)))
 
     def _explains(self, size: int) -> bool:
         number = len(self.names)

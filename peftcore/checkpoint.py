@@ -16,8 +16,10 @@ import torch
 from importlib_metadata import version
 from torch import Tensor, nn
 
+from peftcore.adapters.base import Adapter
 from peftcore.exceptions import CheckpointError
 from peftcore.registry import registry
+from peftcore.slots import Placement
 from peftcore.targets import NearestNames
 from peftcore.tuner import Tuner
 
@@ -140,15 +142,26 @@ def load_adapter_state(
     Raises:
         CheckpointError: Something does not fit; the message lists what. The adapter is as before.
     """
+    state = with_prefix(state, tuner)
     places = saved_tensors(tuner)
-    state = _with_prefix(state, places)
     report = _compare(places, state)
     if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
         raise CheckpointError(f"The file does not fit adapter {tuner.name!r} ({tuner.method.name}). {report}")
+    for placement in tuner.placements:
+        _announce(placement, state)
     taken: dict[int, Tensor] = {}
     for key in report.loaded:
         _put(places[key], state[key], assign, taken)
     return report
+
+
+def _announce(placement: Placement, state: Mapping[str, Tensor]) -> None:
+    if type(placement.adapter).before_load is Adapter.before_load:
+        return
+    own: dict[str, SavedTensor] = {}
+    _collect("", placement.adapter.saved_module(), own)
+    prefix = PREFIX + placement.key
+    placement.adapter.before_load({name[1:]: state[prefix + name] for name in own if prefix + name in state})
 
 
 def _only_shapes(report: LoadReport) -> bool:
@@ -186,8 +199,9 @@ def writer_of(method: str) -> dict[str, str]:
     return writer
 
 
-def _with_prefix(state: Mapping[str, Tensor], places: Mapping[str, Any]) -> Mapping[str, Tensor]:
+def with_prefix(state: Mapping[str, Tensor], tuner: Tuner) -> Mapping[str, Tensor]:
     """Give names that come from a model adapted in place the prefix that files have."""
+    places = saved_tensors(tuner)
     if any(key in places for key in state):
         return state
     prefixed = {PREFIX + key: value for key, value in state.items()}

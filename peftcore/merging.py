@@ -120,8 +120,8 @@ class MergedWeight:
     def _check_finite(self, tensor: Tensor | None) -> None:
         if tensor is not None and not tensor.isfinite().all():
             raise MergeError(
-                f"The merged weight or bias of a {type(self.base.layer).__name__} would hold values that are not finite: "
-                "the adapter seems to be broken. Nothing was merged."
+                f"The merged weight or bias of a {type(self.base.layer).__name__} would hold values that are not "
+                "finite: the adapter seems to be broken. Nothing was merged."
             )
 
 

@@ -21,7 +21,14 @@ import peftcore
 from peftcore import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
 from peftcore.config import LayerConfig, PeftConfig, option
-from peftcore.exceptions import AdapterNameError, CheckpointError, ConfigError, PeftCoreError, UnknownMethodError
+from peftcore.exceptions import (
+    AdapterNameError,
+    CheckpointError,
+    ConfigError,
+    MergeError,
+    PeftCoreError,
+    UnknownMethodError,
+)
 
 CONFIG_NAME = "adapter_config.json"
 SAFETENSORS_NAME = "adapter_model.safetensors"
@@ -293,8 +300,10 @@ def test_tensors_set_while_merged_do_not_stay_in_the_frozen_weight(saved):
     model = get_peft_model(Net(), config(modules_to_save=None))
     state = {name: value + 1 for name, value in get_peft_model_state_dict(model).items()}
     model.merge_adapter()
-    set_peft_model_state_dict(model, state)
+    with pytest.raises(MergeError, match="unmerge_adapter"):
+        set_peft_model_state_dict(model, state)
     model.unmerge_adapter()
+    set_peft_model_state_dict(model, state)
     with model.disable_adapter():
         torch.testing.assert_close(output(model), frozen)
 

@@ -13,7 +13,7 @@ A method derives from a family (:mod:`peftcore.adapters.delta` and its neighbour
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +47,8 @@ class Adapter(nn.Module):
     unmergeable_because: ClassVar[str] = ""
     #: Whether what it computes is computed from the frozen weight, which is then kept while others are merged.
     depends_on_weight: ClassVar[bool] = False
+    #: Whether it acts before the other parts of its own adapter.
+    acts_first: ClassVar[bool] = False
     #: Whether it only adds something, so that its place in the order of others does not matter.
     commutes: ClassVar[bool] = False
     #: Whether it stands for the whole layer, so that no second one of its sort can be active beside it.
@@ -102,6 +104,18 @@ class Adapter(nn.Module):
         raise ConfigError(
             f"ensure_weight_tying: {type(self).__name__} can't be shared by layers that store one weight."
         )
+
+    def before_load(self, state: Mapping[str, Tensor]) -> None:
+        """Get ready for tensors that are about to be copied into :meth:`saved_module`, or take them.
+
+        To be overridden by adapters whose saved module is made for the occasion, or who must check what comes.
+
+        Args:
+            state: The tensors by their names in that module.
+
+        Raises:
+            CheckpointError: The adapter can't work with them.
+        """
 
     def saved_module(self) -> nn.Module:
         """Return the module whose state the file holds: this one, unless it only carries another."""

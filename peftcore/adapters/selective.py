@@ -109,6 +109,49 @@ class ParameterCopies(Selective):
         return self.base.layer
 
 
+class ReplacedWeight(Selective):
+    """Another frozen weight in the place of the layer's own, under everything else that the adapter has there.
+
+    It does not train. Files bring it where the weights of an embedding were written along, because it had new rows.
+
+    Args:
+        base: The layer.
+        weight: As the layer stores it.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding"})
+    acts_first = True
+
+    def __init__(self, base: BaseLayer, weight: Tensor) -> None:
+        super().__init__(base)
+        self.register_buffer("weight", weight)
+
+    weight: Tensor
+
+    def _canonical(self) -> Tensor:
+        return self.weight.t() if self.base.kind == "embedding" else self.weight
+
+    def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer with the other weight."""
+        output = self.base.apply(self._canonical(), *args, **kwargs)
+        return output if self.base.bias is None else self.base.add_bias(output, self.base.bias)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the other weight."""
+        return self._canonical().to(weight.dtype), bias
+
+
+class RowsApart(Selective):
+    """Nothing of its own: it makes a module that reads its parts' weights run once per adapter in a mixed batch."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"module"})
+    repeats_another = True
+
+    def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
+        """Run what stands below."""
+        return below(*args, **kwargs)
+
+
 class TrainedBias(Selective):
     """A trained copy of a layer's bias."""
 

@@ -41,11 +41,14 @@ class ConvLayer(DenseLayer):
         """Convolve in the layer's geometry.
 
         Args:
-            weight: ``[any, in / groups, *kernel]``, the number of outputs a multiple of the groups.
+            weight: ``[any, in / groups, *kernel]``, the number of outputs a multiple of the groups; or
+                ``[any, in, *kernel]``, which sees all inputs whatever the groups.
             x: ``[(batch,) in, *spatial]``.
             *args: What a subclass's own ``forward`` takes beside.
             **kwargs: What a subclass's own ``forward`` takes beside.
         """
+        if weight.shape[1] * self.groups != self.in_features:
+            return self._across_groups(weight, x)
         if not self.has_own_forward:
             output: Tensor = self.layer._conv_forward(x, weight, None)
             return output
@@ -55,11 +58,21 @@ class ConvLayer(DenseLayer):
         output = functional_call(self.layer, replaced, (x, *args), kwargs)
         return output
 
+    def _across_groups(self, weight: Tensor, x: Tensor) -> Tensor:
+        padding = self.layer.padding
+        if self.layer.padding_mode != "zeros":
+            x = nn.functional.pad(x, self.layer._reversed_padding_repeated_twice, mode=self.layer.padding_mode)
+            padding = 0
+        return self._convolve(x, weight, stride=self.layer.stride, padding=padding, dilation=self.layer.dilation)
+
+    def _convolve(self, x: Tensor, weight: Tensor, **geometry: Any) -> Tensor:
+        convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(self.kernel_size) - 1]
+        return convolve(x, weight, **geometry)
+
     def apply_pointwise(self, matrix: Tensor, features: Tensor) -> Tensor:
         """Multiply the channels, group by group, by ``matrix`` ``[out, r / groups]``: a convolution of size 1."""
         kernel = matrix.reshape(*matrix.shape, *[1] * len(self.kernel_size))
-        convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(self.kernel_size) - 1]
-        return convolve(features, kernel, groups=self.groups)
+        return self._convolve(features, kernel, groups=self.groups)
 
     def add_bias(self, output: Tensor, bias: Tensor) -> Tensor:
         """Add a vector ``[out]`` to the channels, which stand before the spatial dimensions."""

@@ -83,12 +83,11 @@ def test_any_other_name_serves(name):
         (PlainConfig(target_modules=["nowhere"]), TargetError),
         (PlainConfig(target_modules=["lin"], modules_to_save=["nowhere"]), TargetError),
         (PlainConfig(target_modules=["lin"], trainable_token_indices={"emb": [99]}), TargetError),
-        (PlainConfig(target_modules=["emb"], bias="all"), ConfigError),
         (PlainConfig(target_parameters=["emb.nowhere"]), TargetError),
         (PlainConfig(target_modules=["part"], canonical_modules={"lin": [*"abcdefg", "part"]}), TargetError),
         (TurnedConfig(target_modules=["emb"]), TargetError),
     ],
-    ids=["targets", "saved", "tokens", "bias", "parameters", "parts", "kind"],
+    ids=["targets", "saved", "tokens", "parameters", "parts", "kind"],
 )
 def test_wishes_that_the_model_can_not_grant(config, error):
     words = Words()

@@ -106,11 +106,10 @@ def test_biases_of_saved_modules_are_theirs():
     assert len(model.get_base_model().other.parts("default")) == 1
 
 
-def test_a_layer_whose_bias_can_not_be_trained_is_named():
+def test_layers_that_have_none_are_passed_over():
     net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
-    with pytest.raises(ConfigError, match=r"bias='all'.*0.*embedding"):
-        get_peft_model(net, PlainConfig(target_modules=["0", "1"], bias="all"))
-    assert type(net[0]) is nn.Embedding
+    model = get_peft_model(net, PlainConfig(target_modules=["0", "1"], bias="all"))
+    assert biases_in_file(model) == {"1.base_layer.bias"}
 
 
 def test_other_words_are_refused():

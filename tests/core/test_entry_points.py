@@ -87,8 +87,8 @@ def test_a_model_adapted_in_place_is_itself():
     net = Net()
     assert inject_adapter_in_model(PlainConfig(target_modules=["one"]), net) is net
     inject_adapter_in_model(TurnedConfig(target_modules=["two"]), net, "b")
-    assert list(get_peft_model_state_dict(net)) == [f"base_model.model.one.plain_{x}" for x in "AB"]
-    assert list(get_peft_model_state_dict(net, adapter_name="b")) == ["base_model.model.two.turned_R"]
+    assert list(get_peft_model_state_dict(net)) == ["one.plain_A", "one.plain_B"]
+    assert list(get_peft_model_state_dict(net, adapter_name="b")) == ["two.turned_R"]
     trained = [name for name, p in net.named_parameters() if p.requires_grad]
     assert trained == ["one.adapters.default.plain_A", "one.adapters.default.plain_B"]
     with pytest.raises(AdapterNameError):

