@@ -68,15 +68,15 @@ class AdaptedLayer(nn.Module):
 
     # ------------------------------------------------------------------------------------------- contents
 
-    def _stores(self) -> Iterator[AdapterDict]:
-        yield self._modules["adapters"]  # type: ignore[misc]
-        if "auxiliary" in self._modules:
-            yield self._modules["auxiliary"]  # type: ignore[misc]
+    def _stores(self) -> tuple[AdapterDict, ...]:
+        auxiliary = self._modules.get("auxiliary")
+        adapters = self._modules["adapters"]
+        return (adapters,) if auxiliary is None else (adapters, auxiliary)  # type: ignore[return-value]
 
     def parts(self, name: str) -> tuple[Adapter, ...]:
         """Return what an adapter has on this layer, in the order in which it acts; nothing for an unknown name."""
-        parts = tuple(store[name] for store in self._stores() if name in store)
-        return parts[::-1] if len(parts) == 2 and parts[1].acts_first else parts
+        parts = tuple(store._modules[name] for store in self._stores() if name in store._modules)
+        return parts[::-1] if len(parts) == 2 and parts[1].acts_first else parts  # type: ignore[return-value, union-attr]
 
     def names(self) -> list[str]:
         """Return the names of the adapters that have a part on this layer."""
@@ -91,8 +91,9 @@ class AdaptedLayer(nn.Module):
             self.unmerge()
         store = self.auxiliary if auxiliary else self.adapters
         store[name] = adapter
-        adapter.train(self.training)
-        store.training = self.training
+        if adapter.training != self.training:
+            adapter.train(self.training)
+            store.training = self.training
         if merged and not self._merged:
             self.merge(merged)
         if name in self._active:
@@ -169,12 +170,12 @@ class AdaptedLayer(nn.Module):
             CompositionError: See :meth:`check_together`; nothing has changed then.
         """
         self.check_together(names)
-        self._active = tuple(name for name in names if self.parts(name))
+        self.__dict__["_active"] = tuple(name for name in names if self.parts(name))
         self._replan()
 
     def _replan(self) -> None:
-        self._acting = tuple(part for name in self._active for part in self._unmerged_parts(name))
-        self._only_deltas = self._are_deltas(self._acting)
+        acting = tuple(part for name in self._active for part in self._unmerged_parts(name))
+        self.__dict__.update(_acting=acting, _only_deltas=self._are_deltas(acting))
 
     def _unmerged_parts(self, name: str) -> Iterator[Adapter]:
         return (part for part in self.parts(name) if part.replaces_layer or name not in self._merged)

@@ -13,7 +13,7 @@ from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
 from peftcore.base_layers import BaseLayer
 from peftcore_lora import inits
 from peftcore_lora.config import LoraConfig
-from peftcore_lora.forms import ACROSS, AcrossGroups, Groups, form_for
+from peftcore_lora.forms import ACROSS, AcrossGroups, Form, Groups, form_for
 
 #: What can't be asked of which kinds, and why.
 _LIMITS = {
@@ -25,10 +25,13 @@ _LIMITS = {
 class Factor(nn.Module):
     """Holds a factor under the names that files have: ``lora_A.weight``, ``lora_B.bias``."""
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        # Not by attribute: this runs twice for every layer that is adapted, and nn.Module's attributes are slow to set.
+        self._parameters.update(weight=nn.Parameter(weight), bias=None if bias is None else nn.Parameter(bias))
 
 
 class LoraAdapter(WeightDelta):
@@ -51,6 +54,10 @@ class LoraAdapter(WeightDelta):
     kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
     unmergeable_because = f"it {ACROSS}"
 
+    r: int
+    lora_alpha: float
+    scaling: float
+    form: Form
     lora_A: Factor | None
     lora_B: Factor
     lora_embedding_A: nn.Parameter | None
@@ -59,10 +66,8 @@ class LoraAdapter(WeightDelta):
     def __init__(self, base: BaseLayer, config: LoraConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
         _check_kind(base, config)
-        self.r = config.r
-        self.lora_alpha = config.lora_alpha
-        self.scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
-        self.form = form_for(base, config)
+        scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        self.__dict__.update(r=config.r, lora_alpha=config.lora_alpha, scaling=scaling, form=form_for(base, config))
         drops_out = config.lora_dropout > 0 and base.kind != "embedding"
         self.lora_dropout = nn.Dropout(config.lora_dropout) if drops_out else None
         self._make_factors(config)
