@@ -57,8 +57,8 @@ class Channels(Form):
         return b.flatten(1) @ a.flatten(1)
 
     def act(self, base: BaseLayer, a: Tensor, b: Tensor, x: Tensor, scaling: float) -> Tensor:
-        # The r features are the smallest tensor on the way, so the scaling acts there.
-        return base.apply_pointwise(b.flatten(1), base.apply(a, x) * scaling)
+        # The r features are the smallest tensor on the way, so the scaling acts there, and makes no other.
+        return base.apply_pointwise(b.flatten(1), base.apply(a, x).mul_(scaling))
 
 
 class Groups(Channels):
