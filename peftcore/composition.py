@@ -38,32 +38,46 @@ def run_deltas(base: BaseLayer, deltas: Sequence[Adapter], args: tuple[Any, ...]
 
 
 def run(base: BaseLayer, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a layer with any adapters: each around those before it, or as one weight where the layer is not additive."""
+    """Run a layer with any adapters: each around those before it.
+
+    Up to the last one that can act by a changed weight only, they are folded into one; all are, where the layer is not
+    additive.
+    """
     if not parts:
         return base.forward(*args, **kwargs)
-    if not base.additive and not any(part.replaces_layer for part in parts):
+    replaced = any(part.replaces_layer for part in parts)
+    if not base.additive and not replaced:
         return base.apply(fold(base, parts)[0], *args, **kwargs)
-    frozen = _Frozen(base)
-    below: Any = frozen
-    for part in parts:
+    folded = max((n for n, part in enumerate(parts, 1) if part.acts_by_weight(parts[: n - 1])), default=0)
+    bottom = _Bottom(base, parts[:folded])
+    below: Any = bottom
+    for part in parts[folded:]:
         below = functools.partial(part, below)
     output = below(*args, **kwargs)
-    return output if frozen.dtype is None else output.to(frozen.dtype)
+    return output if bottom.dtype is None else output.to(bottom.dtype)
 
 
-class _Frozen:
-    """The frozen layer at the bottom of a chain, which notes the dtype of its output."""
+class _Bottom:
+    """The frozen layer at the bottom of a chain, perhaps with adapters folded in; it notes the dtype of its output."""
 
     dtype: torch.dtype | None = None
 
-    def __init__(self, base: BaseLayer) -> None:
+    def __init__(self, base: BaseLayer, folded: Sequence[Adapter]) -> None:
         self.base = base
+        self.folded = folded
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = [x.to(self.base.dtype) if _is_widened(x, self.base.dtype) else x for x in args]
-        output = self.base.forward(*inputs, **kwargs)
+        output = self._run(*inputs, **kwargs)
         self.dtype = output.dtype if isinstance(output, Tensor) else None
         return output
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.folded:
+            return self.base.forward(*args, **kwargs)
+        weight, bias = fold(self.base, self.folded)
+        output = self.base.apply(weight, *args, **kwargs)
+        return output if bias is None else self.base.add_bias(output, bias.to(output.dtype))
 
 
 def _is_widened(x: Any, dtype: torch.dtype) -> bool:

@@ -13,7 +13,7 @@ A method derives from a family (:mod:`peftcore.adapters.delta` and its neighbour
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +49,8 @@ class Adapter(nn.Module):
     depends_on_weight: ClassVar[bool] = False
     #: Whether it acts before the other parts of its own adapter.
     acts_first: ClassVar[bool] = False
+    #: Whether it changes the layer's bias.
+    changes_bias: bool = False
     #: Whether it only adds something, so that its place in the order of others does not matter.
     commutes: ClassVar[bool] = False
     #: Whether it stands for the whole layer, so that no second one of its sort can be active beside it.
@@ -76,6 +78,14 @@ class Adapter(nn.Module):
             *args, **kwargs: What the layer is called with; :meth:`cast` brings the first to the adapter's dtype.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward, or derive from a family that does")
+
+    def acts_by_weight(self, before: Sequence[Adapter]) -> bool:
+        """Whether :meth:`forward` can't do it, so that the weight has to be folded for each call.
+
+        Args:
+            before: The adapters that act before it on the layer.
+        """
+        return False
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the weight and the bias with this adapter's effect in them; the arguments stay as they are.

@@ -24,6 +24,11 @@ class WeightDelta(Adapter):
     commutes = True
 
     @property
+    def changes_bias(self) -> bool:  # type: ignore[override]
+        """Whether there is a δ of the bias."""
+        return self.delta_bias() is not None
+
+    @property
     def subtractable(self) -> bool:
         """Whether a merged Δ can be computed again and subtracted, so that no copy of the frozen weight is kept."""
         return not self.depends_on_weight and self.delta_bias() is None

@@ -157,6 +157,7 @@ class TrainedBias(Selective):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
     commutes = True
+    changes_bias = True
 
     def __init__(self, base: BaseLayer) -> None:
         super().__init__(base)

@@ -20,6 +20,7 @@ module                    none: only whole-module adapters (copies, biases) can 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -191,6 +192,14 @@ class BaseLayer(ABC):
     def add_bias(self, output: Tensor, bias: Tensor) -> Tensor:
         """Add a vector ``[out]`` along the feature dimension of an output."""
         return output + bias
+
+    def with_features_last(self, change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Let a function over the last dimension act on the feature dimension of an input or an output."""
+        return change(x)
+
+    def scale_weight_inputs(self, weight: Tensor, factors: Tensor) -> Tensor:
+        """Return a canonical weight whose inputs are multiplied by factors ``[in]``."""
+        return weight * factors
 
 
 def innermost(module: nn.Module, name: str) -> tuple[nn.Module, str]:

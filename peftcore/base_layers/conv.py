@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -73,6 +74,17 @@ class ConvLayer(DenseLayer):
         """Multiply the channels, group by group, by ``matrix`` ``[out, r / groups]``: a convolution of size 1."""
         kernel = matrix.reshape(*matrix.shape, *[1] * len(self.kernel_size))
         return self._convolve(features, kernel, groups=self.groups)
+
+    def with_features_last(self, change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Let a function over the last dimension act on the channels, which stand before the spatial dimensions."""
+        channels = -len(self.kernel_size) - 1
+        return change(x.movedim(channels, -1)).movedim(-1, channels)
+
+    def scale_weight_inputs(self, weight: Tensor, factors: Tensor) -> Tensor:
+        """Return a weight ``[out, in / groups, *kernel]`` whose inputs, group by group, are multiplied by ``[in]``."""
+        ones = [1] * len(self.kernel_size)
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:]) * factors.reshape(self.groups, 1, -1, *ones)
+        return grouped.flatten(0, 1)
 
     def add_bias(self, output: Tensor, bias: Tensor) -> Tensor:
         """Add a vector ``[out]`` to the channels, which stand before the spatial dimensions."""

@@ -1,0 +1,34 @@
+"""Bypass: what depends on the input, beside the layer; the family of routed and gated methods."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from peftcore.adapters.base import Adapter, Below
+
+
+class Bypass(Adapter):
+    """A change of the output that depends on the input, so that no weight can hold it.
+
+    The author writes :meth:`change`.
+    """
+
+    mergeable: ClassVar[bool] = False
+    unmergeable_because: ClassVar[str] = "its effect depends on the input"
+
+    @abstractmethod
+    def change(self, x: Tensor, output: Tensor) -> Tensor:
+        """Return what is added to the output.
+
+        Args:
+            x: The layer's input, in the adapter's dtype.
+            output: What the layer, and the adapters before, put out.
+        """
+
+    def forward(self, below: Below, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return the output below plus the change."""
+        output = below(x, *args, **kwargs)
+        return output + self.change(self.cast(x), output)
