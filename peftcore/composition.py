@@ -48,7 +48,10 @@ def run(base: BaseLayer, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs
     replaced = any(part.replaces_layer for part in parts)
     if not base.additive and not replaced:
         return base.apply(fold(base, parts)[0], *args, **kwargs)
-    folded = max((n for n, part in enumerate(parts, 1) if part.acts_by_weight(parts[: n - 1])), default=0)
+    folded = 0
+    for number, part in enumerate(parts):
+        if part.acts_by_weight(parts[:number]):
+            folded = number + 1
     bottom = _Bottom(base, parts[:folded])
     below: Any = bottom
     for part in parts[folded:]:

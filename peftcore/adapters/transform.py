@@ -16,8 +16,8 @@ class WeightTransform(Adapter):
 
     The author writes :meth:`transform`, and :meth:`pre` or :meth:`post` (or both) where acting on the input or on the
     output comes cheaper than changing the weight.
-    Transforms are applied in the order of the active adapters: a later one acts on the weight that the earlier ones have
-    changed.
+    Transforms are applied in the order of the active adapters: a later one acts on what the earlier ones have made of
+    the weight.
     """
 
     @abstractmethod
@@ -29,7 +29,7 @@ class WeightTransform(Adapter):
         """
 
     def pre(self, x: Tensor) -> Tensor:
-        """Return the input changed, if T(W)·x = W·pre(x).
+        """Return a changed input, if T(W)·x equals W times it.
 
         Args:
             x: The layer's input, in the adapter's dtype, the features in the last dimension.
@@ -37,7 +37,7 @@ class WeightTransform(Adapter):
         return x
 
     def post(self, output: Tensor) -> Tensor:
-        """Return the output changed, if T(W)·x = post(W·x); the bias is not in it.
+        """Return a changed output without bias, if T(W)·x equals ``post`` of W·x.
 
         Args:
             output: The layer's output without its bias, in the adapter's dtype, the features in the last dimension.
@@ -45,7 +45,7 @@ class WeightTransform(Adapter):
         return output
 
     def acts_by_weight(self, before: Sequence[Adapter]) -> bool:
-        """Whether there is no cheaper way, or none that is exact: :meth:`post` can't tell a changed bias from the rest."""
+        """Whether no cheaper way is exact: there is none, or :meth:`post` can't tell a changed bias from the rest."""
         own = type(self)
         if own.post is WeightTransform.post:
             return own.pre is WeightTransform.pre
