@@ -19,11 +19,12 @@ from peftcore.call_state import BASE, CallState
 from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys, with_prefix
 from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, CompositionError, NotMergeableError
+from peftcore.merged_layers import merge_into_all
 from peftcore.merging import check_mergeable
 from peftcore.registry import registry
 from peftcore.slots import Placement
 from peftcore.targets import TargetReport
-from peftcore.tuner import Tuner
+from peftcore.tuner import Tuner, add_to_loss
 from peftcore.tying import keep_shared_weights_apart
 from peftcore.written_along import take_what_was_written_along
 
@@ -50,6 +51,8 @@ class AdaptedModel(nn.Module):
         #: Shared state of the adapters that have some; here so that it moves with the model.
         self.shared = nn.ModuleDict()
         self._active: tuple[str, ...] = ()
+        #: Tuners of active adapters that add to the task's loss.
+        self._adding_to_loss: tuple[Tuner, ...] = ()
         #: Parameters of the user's model that trained before it was adapted.
         self._trained_before: list[nn.Parameter] = []
 
@@ -62,8 +65,20 @@ class AdaptedModel(nn.Module):
         return cls(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the user's model."""
-        return self.model(*args, **kwargs)
+        """Run the user's model; what active methods add to its loss is in the output's ``loss``, if it has one."""
+        output = self.model(*args, **kwargs)
+        if self._adding_to_loss and self.call_state.enabled:
+            add_to_loss(output, self._adding_to_loss)
+        return output
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """Let the active adapters' methods act after an optimizer's step; call it once per step.
+
+        Args:
+            global_step: The number of the step.
+        """
+        for name in self._active:
+            self.tuners[name].after_step(global_step)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -192,6 +207,7 @@ class AdaptedModel(nn.Module):
         self.shared._modules.pop(adapter_name, None)
         remaining = [active for active in self._active if active != adapter_name]
         self._active = tuple(remaining)
+        self._adding_to_loss = tuple(other for other in self._adding_to_loss if other is not tuner)
         if not self.tuners:
             self._thaw()
         elif not remaining:
@@ -239,6 +255,7 @@ class AdaptedModel(nn.Module):
         for tuner in tuners:
             _set_requires_grad(tuner, not (inference_mode or tuner.config.inference_mode))
         self._active = tuple(names)
+        self._adding_to_loss = tuple(tuner for tuner in tuners if type(tuner).extra_loss is not Tuner.extra_loss)
 
     def _check_together(self, names: Sequence[str], tuners: Sequence[Tuner], layers: Iterable[AdaptedLayer]) -> None:
         methods = {tuner.method.name: tuner.method for tuner in tuners}
@@ -303,16 +320,8 @@ class AdaptedModel(nn.Module):
         for name in names:
             self._check_mergeable(self.tuner(name))
         layers = self._layers_of(names)
-        done: list[tuple[AdaptedLayer, list[str]]] = []
-        try:
-            keep_shared_weights_apart(self.model, layers, names)
-            for layer in _progress(layers, progressbar):
-                done.append((layer, layer.merged_adapters))
-                layer.merge(names, safe_merge)
-        except Exception:
-            for layer, before in reversed(done):
-                _merge_just(layer, before)
-            raise
+        keep_shared_weights_apart(self.model, layers, names)
+        merge_into_all(layers, names, safe_merge, progressbar)
 
     @staticmethod
     def _check_mergeable(tuner: Tuner) -> None:
@@ -344,7 +353,7 @@ class AdaptedModel(nn.Module):
     def unload(self) -> nn.Module:
         """Take all adapters out and return the user's model as it was."""
         self.unmerge_adapter()
-        self._active = ()
+        self._active = self._adding_to_loss = ()
         for name in list(self.tuners):
             self.tuners.pop(name).remove()
         self.shared._modules.clear()
@@ -375,22 +384,6 @@ class AdaptedModel(nn.Module):
             for parent, attribute in placement.sites:
                 parent._modules[attribute] = adapter.settle()
         return model
-
-
-def _progress(layers: list[AdaptedLayer], shown: bool) -> Iterable[AdaptedLayer]:
-    if not shown:
-        return layers
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    bar: Iterable[AdaptedLayer] = tqdm(layers, desc="Merging", unit="layer")
-    return bar
-
-
-def _merge_just(layer: AdaptedLayer, names: Sequence[str]) -> None:
-    """Bring a layer back to having just these adapters merged."""
-    if layer.merged_adapters != list(names):
-        layer.unmerge()
-        layer.merge(names)
 
 
 def _set_requires_grad(tuner: Tuner, trains: bool) -> None:

@@ -206,6 +206,10 @@ class PeftModel(nn.Module):
         """Take out of the frozen weights what is merged."""
         self.base_model.unmerge_adapter()
 
+    def update_and_allocate(self, global_step: int) -> None:
+        """Let the active adapters' methods act after an optimizer's step; call it once per step."""
+        self.base_model.update_and_allocate(global_step)
+
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
     ) -> nn.Module:

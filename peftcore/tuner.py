@@ -299,6 +299,16 @@ class LayerTuner(Tuner):
 registry.default_tuner_cls = LayerTuner
 
 
+def add_to_loss(output: Any, tuners: Sequence[Tuner]) -> None:
+    """Add to a model's loss what tuners add; an output without a loss, as in inference, stays as it is."""
+    loss = getattr(output, "loss", None)
+    if isinstance(loss, Tensor):
+        for tuner in tuners:
+            extra = tuner.extra_loss()
+            loss = loss if extra is None else loss + extra
+        output.loss = loss
+
+
 def model_type(model: nn.Module) -> str:
     """Return what a model's config calls its architecture, ``"custom"`` if it has none."""
     config = getattr(model, "config", None)
