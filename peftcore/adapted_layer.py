@@ -152,10 +152,10 @@ class AdaptedLayer(nn.Module):
         Raises:
             CompositionError: One of them stands for the whole layer, so another has nothing to act on.
         """
-        here = [name for name in dict.fromkeys(names) if self.parts(name)]
+        here = {name: parts for name in names if (parts := self.parts(name))}
         if len(here) < 2:
             return
-        whole = next((name for name in here if any(part.replaces_layer for part in self.parts(name))), None)
+        whole = next((name for name, parts in here.items() if any(part.replaces_layer for part in parts)), None)
         if whole is not None:
             other = next(name for name in here if name != whole)
             raise CompositionError(

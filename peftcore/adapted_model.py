@@ -24,7 +24,7 @@ from peftcore.merging import check_mergeable
 from peftcore.registry import registry
 from peftcore.slots import Placement
 from peftcore.targets import TargetReport
-from peftcore.tuner import Tuner, add_to_loss
+from peftcore.tuner import Tuner, add_to_loss, parameters_of, paused_collector
 from peftcore.tying import keep_shared_weights_apart
 from peftcore.written_along import take_what_was_written_along
 
@@ -144,8 +144,9 @@ class AdaptedModel(nn.Module):
         self.tuners[tuner.name] = tuner
         if tuner.shared is not None:
             self.shared._modules[tuner.name] = tuner.shared
-        _set_requires_grad(tuner, False)
-        if not self._active:
+        if self._active:
+            _set_requires_grad(tuner, False)
+        else:
             self.set_adapter(tuner.name)
 
     def add_adapter(self, name: str, config: PeftConfig, **build: Any) -> TargetReport[Any] | None:
@@ -154,8 +155,9 @@ class AdaptedModel(nn.Module):
         Raises:
             PeftCoreError: See :meth:`prepare`; the model is as before then.
         """
-        tuner, report = self.prepare(name, config, **build)
-        self.insert(tuner)
+        with paused_collector():
+            tuner, report = self.prepare(name, config, **build)
+            self.insert(tuner)
         return report
 
     def load(
@@ -215,7 +217,7 @@ class AdaptedModel(nn.Module):
 
     def _freeze(self) -> None:
         self.model.__dict__[_HOST] = self
-        self._trained_before = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._trained_before = [parameter for parameter in parameters_of(self.model) if parameter.requires_grad]
         for parameter in self._trained_before:
             parameter.requires_grad_(False)
 

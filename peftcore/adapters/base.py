@@ -63,7 +63,8 @@ class Adapter(nn.Module):
 
     def __init__(self, base: BaseLayer, config: PeftConfig, shared: Any = None) -> None:
         super().__init__()
-        self.base = base
+        # Not by attribute: this runs for every layer that is adapted, and nn.Module's attributes are slow to set.
+        self.__dict__["base"] = base
 
     @classmethod
     def can_adapt(cls, base: BaseLayer) -> bool:

@@ -38,7 +38,11 @@ class SteppedTuner(LayerTuner):
 
 
 class Output(dict):
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name):
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
     __setattr__ = dict.__setitem__
 
 

@@ -58,6 +58,7 @@ class LoraAdapter(WeightDelta):
     lora_alpha: float
     scaling: float
     form: Form
+    lora_dropout: nn.Dropout | None
     lora_A: Factor | None
     lora_B: Factor
     lora_embedding_A: nn.Parameter | None
@@ -69,7 +70,7 @@ class LoraAdapter(WeightDelta):
         scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
         self.__dict__.update(r=config.r, lora_alpha=config.lora_alpha, scaling=scaling, form=form_for(base, config))
         drops_out = config.lora_dropout > 0 and base.kind != "embedding"
-        self.lora_dropout = nn.Dropout(config.lora_dropout) if drops_out else None
+        self._modules["lora_dropout"] = nn.Dropout(config.lora_dropout) if drops_out else None
         self._make_factors(config)
 
     def _make_factors(self, config: LoraConfig) -> None:
@@ -121,8 +122,9 @@ class LoraAdapter(WeightDelta):
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return s · B · A · dropout(x), and the bias's share."""
-        if self.lora_dropout is not None:
-            x = self.lora_dropout(x)
+        dropout = self._modules["lora_dropout"]
+        if dropout is not None:
+            x = dropout(x)
         output = self.form.act(self.base, *self.factors(), x, self.scaling)
         bias = self.delta_bias()
         return output if bias is None else self.base.add_bias(output, bias)
@@ -194,8 +196,7 @@ def _store(module: Any, kind: str, a: Tensor | None, b: Tensor, bias: Tensor | N
         module.lora_embedding_A = None if a is None else nn.Parameter(a)
         module.lora_embedding_B = nn.Parameter(b)
     else:
-        module.lora_A = None if a is None else Factor(a)
-        module.lora_B = Factor(b, bias)
+        module._modules.update(lora_A=None if a is None else Factor(a), lora_B=Factor(b, bias))
 
 
 def _take(factor: Factor | None, name: str, value: Tensor) -> None:
@@ -210,9 +211,12 @@ def _take(factor: Factor | None, name: str, value: Tensor) -> None:
 
 
 def _check_kind(base: BaseLayer, config: LoraConfig) -> None:
-    layer = f"{type(base.layer).__name__} (kind {base.kind})"
     for field, (kinds, reason) in _LIMITS.items():
         if base.kind in kinds and getattr(config, field) and not (field == "lora_dropout" and config.inference_mode):
-            config.refuse(field, f"{reason}: leave it out, or exclude the {layer}")
+            config.refuse(field, f"{reason}: leave it out, or exclude the {_spell(base)}")
     if config.init_lora_weights == "orthogonal" and len(base.weight_shape) > 2:
-        config.refuse("init_lora_weights", f"'orthogonal' is defined for matrices only, and not for a {layer}")
+        config.refuse("init_lora_weights", f"'orthogonal' is defined for matrices only, and not for a {_spell(base)}")
+
+
+def _spell(base: BaseLayer) -> str:
+    return f"{type(base.layer).__name__} (kind {base.kind})"

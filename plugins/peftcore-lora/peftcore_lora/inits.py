@@ -45,7 +45,10 @@ def embedding_factors(init: Init, a: Shape | None, b: Shape) -> tuple[Tensor | N
 
 def last(init: Init, shape: Shape, fan_in: int | None = None) -> Tensor:
     """Return what ends a product, or a bias: uniform if ``init`` is False, else zero."""
-    return uniform(shape, fan_in) if init is False else torch.zeros(shape)
+    if init is False:
+        return uniform(shape, fan_in)
+    tensor = torch.empty(shape)
+    return tensor if tensor.is_meta else tensor.zero_()
 
 
 def uniform(shape: Shape, fan_in: int | None = None) -> Tensor:
