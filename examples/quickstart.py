@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoTokenizer
 from peftcore import LoraConfig, PeftModel, get_peft_model
 
 KINDS = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]  # abbreviation, description, entity, human, location, number
-STEPS, BATCH_SIZE, LEARNING_RATE = 300, 16, 2e-3  # chosen on the validation part
+STEPS, BATCH_SIZE, LEARNING_RATE = 200, 16, 2e-3  # chosen on the validation part
 ADAPTER_DIR = Path("quickstart-adapter")
 
 Questions = list[tuple[str, int]]  # (text, index into KINDS)

@@ -48,8 +48,6 @@ class AdaptedModel(nn.Module):
         self.model = model
         self.tuners: dict[str, Tuner] = {}
         self.call_state = CallState()
-        #: Shared state of the adapters that have some; here so that it moves with the model.
-        self.shared = nn.ModuleDict()
         self._active: tuple[str, ...] = ()
         #: Tuners of active adapters that add to the task's loss.
         self._adding_to_loss: tuple[Tuner, ...] = ()
@@ -142,8 +140,6 @@ class AdaptedModel(nn.Module):
             self._freeze()
         tuner.insert(self.call_state)
         self.tuners[tuner.name] = tuner
-        if tuner.shared is not None:
-            self.shared._modules[tuner.name] = tuner.shared
         if self._active:
             _set_requires_grad(tuner, False)
         else:
@@ -206,7 +202,6 @@ class AdaptedModel(nn.Module):
         tuner = self.tuner(adapter_name)
         tuner.remove()
         del self.tuners[adapter_name]
-        self.shared._modules.pop(adapter_name, None)
         remaining = [active for active in self._active if active != adapter_name]
         self._active = tuple(remaining)
         self._adding_to_loss = tuple(other for other in self._adding_to_loss if other is not tuner)
@@ -358,7 +353,6 @@ class AdaptedModel(nn.Module):
         self._active = self._adding_to_loss = ()
         for name in list(self.tuners):
             self.tuners.pop(name).remove()
-        self.shared._modules.clear()
         self._thaw()
         return self.model
 

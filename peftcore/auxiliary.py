@@ -8,23 +8,19 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from peftcore import base_layers
-from peftcore.adapters.selective import (
-    ModuleCopy,
-    ParameterCopies,
-    RowsApart,
-    TiedTokens,
-    TrainedBias,
-    TrainedTokens,
-)
+from peftcore.adapters.base import Adapter
+from peftcore.adapters.selective import ModuleCopy, ParameterCopies, RowsApart, TrainedBias, TrainedTokens
 from peftcore.base_layers.base import BaseLayer
 from peftcore.base_layers.module import OpaqueLayer
 from peftcore.config import LayerConfig
 from peftcore.exceptions import ConfigError, TargetError
+from peftcore.merging import stored_weight
 from peftcore.slots import Sites, Slot, unwrap
 from peftcore.targets import Inventory, NearestNames, OnUnmatched, sites_of
 from peftcore.tying import owners_of_weights, tie_copies
@@ -89,13 +85,17 @@ def _modules_to_save(model: nn.Module, names: Sequence[str], on_unmatched: OnUnm
 
 
 def _copy_of(base: BaseLayer) -> ModuleCopy:
-    module = copy.deepcopy(unwrap(base.layer))
-    _strip(module)
-    return ModuleCopy(base, module)
+    return ModuleCopy(base, bare_copy(base.layer))
+
+
+def bare_copy(module: nn.Module) -> nn.Module:
+    """Return a deep copy of a module without the adapters in it, which act on the original."""
+    bare = copy.deepcopy(unwrap(module))
+    _strip(bare)
+    return bare
 
 
 def _strip(module: nn.Module) -> None:
-    """Take other adapters out of a copy; they act on the original."""
     for name, child in module.named_children():
         module._modules[name] = unwrap(child)
         _strip(unwrap(child))
@@ -160,12 +160,26 @@ def _tokens_of(model: nn.Module, path: str, module: nn.Module, sites: Sites, tok
     base = base_layers.adapt(module)
     if base is None or base.kind != "embedding":
         raise TargetError(f"trainable_token_indices needs an embedding; {path} is a {type(module).__name__}.")
-    rows = functools.cache(lambda: TrainedTokens(base, tokens))
-    yield Slot(path, f"{path}.token_adapter", sites, base, lambda _: rows(), auxiliary=True)
-    for owner in owners_of_weights(model)[id(module.weight)]:
-        other = base_layers.adapt(owner.module)
-        if owner.module is not module and other is not None:
-            yield Slot(owner.path, "", owner.sites, other, lambda base: TiedTokens(base, rows()), auxiliary=True)
+    make = functools.partial(TrainedTokens, tokens=tokens)
+    yield from with_tied_rows(model, Slot(path, f"{path}.token_adapter", sites, base, make, auxiliary=True))
+
+
+def with_tied_rows(model: nn.Module, slot: Slot) -> Iterator[Slot]:
+    """Yield a slot for rows of an embedding, and one for each other layer that stores the same weight.
+
+    Args:
+        model: The user's model.
+        slot: A slot that makes :class:`TrainedTokens`.
+    """
+    make: Callable[[BaseLayer], Adapter] = functools.cache(slot.make)
+    own = replace(slot, make=make, starts_from_values=True)
+    yield own
+    weight = stored_weight(slot.base)
+    for owner in owners_of_weights(model).get(id(weight), ()) if weight is not None else ():
+        base = base_layers.adapt(owner.module)
+        if owner.module is not unwrap(slot.base.layer) and base is not None:
+            key = owner.path + slot.key[len(slot.path) :]
+            yield Slot(owner.path, key, owner.sites, base, lambda base: make(own.base).tied(base, None), auxiliary=True)
 
 
 def _embedding(model: nn.Module, name: str | None) -> tuple[str, nn.Module, Sites]:

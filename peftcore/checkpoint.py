@@ -25,6 +25,8 @@ from peftcore.tuner import Tuner
 
 #: What the names of tensors in layers start with; a constant of the format.
 PREFIX = "base_model.model."
+#: What the names of tensors start with that an adapter holds once per model.
+SHARED_PREFIX = "base_model."
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,18 @@ def saved_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
     return found
 
 
+def derived_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
+    """Return what an adapter holds once per model and no file needs, by the names that it would have there."""
+    shared = tuner.shared
+    if shared is None:
+        return {}
+    return {
+        f"{SHARED_PREFIX}{name}": SavedTensor(shared, name)
+        for name, buffer in shared._buffers.items()
+        if buffer is not None and name in shared._non_persistent_buffers_set
+    }
+
+
 def _collect(prefix: str, module: nn.Module, found: dict[str, SavedTensor]) -> None:
     for name, parameter in module._parameters.items():
         if parameter is not None:
@@ -142,7 +156,7 @@ def load_adapter_state(
     Raises:
         CheckpointError: Something does not fit; the message lists what. The adapter is as before.
     """
-    state = with_prefix(state, tuner)
+    state = without_derived(tuner, with_prefix(state, tuner))
     places = saved_tensors(tuner)
     report = _compare(places, state)
     if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
@@ -202,10 +216,30 @@ def writer_of(method: str) -> dict[str, str]:
 def with_prefix(state: Mapping[str, Tensor], tuner: Tuner) -> Mapping[str, Tensor]:
     """Give names that come from a model adapted in place the prefix that files have."""
     places = saved_tensors(tuner)
-    if any(key in places for key in state):
+    if all(key in places for key in state):
         return state
-    prefixed = {PREFIX + key: value for key, value in state.items()}
-    return prefixed if any(key in places for key in prefixed) else state
+    return {
+        PREFIX + key if key not in places and PREFIX + key in places else key: value for key, value in state.items()
+    }
+
+
+def without_derived(tuner: Tuner, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Leave out what a file holds although the adapter derives it from its config, such as projections from a seed.
+
+    Raises:
+        CheckpointError: The file's tensor is another one, so it was derived from something else.
+    """
+    derived = {key: place.tensor for key, place in derived_tensors(tuner).items() if key in state}
+    for key, own in derived.items():
+        theirs = state[key].to(own.device)
+        same = theirs.shape == own.shape and (own.is_meta or torch.equal(theirs, own.to(theirs.dtype)))
+        if not same:
+            raise CheckpointError(
+                f"{key} in the file is not what adapter {tuner.name!r} derives from its config: they differ in "
+                f"{'values' if theirs.shape == own.shape else 'shape'}. The file comes from another seed, or from a "
+                "model with other layers. Load it with the config that it was written with."
+            )
+    return {key: value for key, value in state.items() if key not in derived}
 
 
 def _compare(places: Mapping[str, SavedTensor], state: Mapping[str, Tensor]) -> LoadReport:
@@ -247,3 +281,6 @@ def bring_to_layers(tuner: Tuner, report: LoadReport) -> None:
     for placement in tuner.placements:
         if placement.base.device.type != "meta":
             placement.adapter.to(placement.base.device)
+    first = next((placement.base for placement in tuner.placements if not placement.auxiliary), None)
+    if tuner.shared is not None and first is not None and first.device.type != "meta":
+        tuner.shared.to(first.device)

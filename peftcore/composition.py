@@ -17,15 +17,23 @@ import torch
 from torch import Tensor
 
 from peftcore.adapters.base import Adapter
+from peftcore.adapters.transform import WeightTransform
 from peftcore.base_layers.base import BaseLayer
 
 
-def fold(base: BaseLayer, parts: Iterable[Adapter]) -> tuple[Tensor, Tensor | None]:
-    """Return a layer's weight, canonical and in its dtype, and its bias, with adapters folded in, in their order."""
+def fold(base: BaseLayer, parts: Iterable[Adapter], *, in_call: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Return a layer's weight, canonical and in its dtype, and its bias, with adapters folded in, in their order.
+
+    Args:
+        base: The layer's view.
+        parts: The adapters.
+        in_call: Whether it is for one forward pass, in which training may leave parts of an adapter out.
+    """
     weight, bias = base.read_weight(), base.read_bias()
     for part in parts:
         wide = torch.promote_types(weight.dtype, part.dtype)
-        weight, bias = part.fold(weight.to(wide), bias)
+        fold_part = part.fold_in_call if in_call and isinstance(part, WeightTransform) else part.fold
+        weight, bias = fold_part(weight.to(wide), bias)
     return weight.to(base.dtype), bias
 
 
@@ -40,24 +48,31 @@ def run_deltas(base: BaseLayer, deltas: Sequence[Adapter], args: tuple[Any, ...]
 def run(base: BaseLayer, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a layer with any adapters: each around those before it.
 
-    Up to the last one that can act by a changed weight only, they are folded into one; all are, where the layer is not
-    additive.
+    Up to the last one that can act by a changed weight only, they are folded into one; what no weight can hold stands
+    around that. All are folded where the layer is not additive.
     """
     if not parts:
         return base.forward(*args, **kwargs)
     replaced = any(part.replaces_layer for part in parts)
     if not base.additive and not replaced:
-        return base.apply(fold(base, parts)[0], *args, **kwargs)
-    folded = 0
-    for number, part in enumerate(parts):
-        if part.acts_by_weight(parts[:number]):
-            folded = number + 1
-    bottom = _Bottom(base, parts[:folded])
+        return base.apply(fold(base, parts, in_call=True)[0], *args, **kwargs)
+    folded, around = _split(parts)
+    bottom = _Bottom(base, folded)
     below: Any = bottom
-    for part in parts[folded:]:
+    for part in around:
         below = functools.partial(part, below)
     output = below(*args, **kwargs)
     return output if bottom.dtype is None else output.to(bottom.dtype)
+
+
+def _split(parts: Sequence[Adapter]) -> tuple[list[Adapter], list[Adapter]]:
+    """Return which adapters are folded into the weight for a call, and which stand around the layer then."""
+    last = 0
+    for number, part in enumerate(parts):
+        if part.acts_by_weight(parts[:number]):
+            last = number + 1
+    folded = [part for part in parts[:last] if part.mergeable]
+    return folded, [part for part in parts[:last] if not part.mergeable] + list(parts[last:])
 
 
 class _Bottom:
@@ -78,7 +93,7 @@ class _Bottom:
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if not self.folded:
             return self.base.forward(*args, **kwargs)
-        weight, bias = fold(self.base, self.folded)
+        weight, bias = fold(self.base, self.folded, in_call=True)
         output = self.base.apply(weight, *args, **kwargs)
         return output if bias is None else self.base.add_bias(output, bias.to(output.dtype))
 

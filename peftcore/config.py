@@ -220,9 +220,15 @@ class LayerConfig(PeftConfig):
     target_modules: str | set[str] | None = option(
         None, "Modules to adapt: names or dotted suffixes, wildcards, one regular expression, or 'all-linear'."
     )
-    exclude_modules: str | set[str] | None = option(None, "Modules to leave out, written as target_modules.")
-    layers_to_transform: int | list[int] | None = option(None, "Indices of the layers to adapt; all if None.")
-    layers_pattern: str | list[str] | None = option(None, "Name of the list of layers that the indices count.")
+    exclude_modules: str | set[str] | None = option(
+        None, "Modules to leave out, written as target_modules.", extension=True
+    )
+    layers_to_transform: int | list[int] | None = option(
+        None, "Indices of the layers to adapt; all if None.", extension=True
+    )
+    layers_pattern: str | list[str] | None = option(
+        None, "Name of the list of layers that the indices count.", extension=True
+    )
     modules_to_save: list[str] | None = option(None, "Modules to train whole and to save with the adapter.")
     target_parameters: list[str] | None = option(
         None, "Parameters to adapt that belong to no supported layer, such as stacked experts.", extension=True

@@ -208,9 +208,10 @@ def set_peft_model_state_dict(
             f"Adapter {adapter_name!r} is merged, and could not be taken out again with other tensors. "
             "Call unmerge_adapter() first."
         )
+    state = peft_model_state_dict
     return load_adapter_state(
         tuner,
-        peft_model_state_dict,
+        registry.convert_checkpoint(tuner.method.name, state, tuner.config, "") or state,
         strict=strict,
         assign=low_cpu_mem_usage,
         ignore_mismatched_sizes=ignore_mismatched_sizes,

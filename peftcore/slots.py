@@ -6,13 +6,13 @@ Building the modules and putting them into the model come after, so a plan that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from peftcore.adapted_layer import AdaptedLayer
-from peftcore.adapters.base import Adapter
+from peftcore.adapters.base import Adapter, AdapterDict
 from peftcore.base_layers.attention import reads_weights
 from peftcore.base_layers.base import BaseLayer
 from peftcore.call_state import CallState
@@ -117,6 +117,33 @@ def place(placement: Placement, name: str, call_state: CallState) -> None:
     layer.base.read_by_owner |= base.read_by_owner or any(reads_weights(parent) for parent, _ in sites)
     layer.place(name, placement.adapter, auxiliary=placement.auxiliary)
     placement.layer = layer
+
+
+def hold_shared(placements: Sequence[Placement], name: str, shared: nn.Module) -> None:
+    """Let the first layer that an adapter stands on hold what the adapter holds once per model.
+
+    There it moves with the model and is found among its parameters, also where the model was adapted in place.
+    """
+    layer = _first_layer(placements)
+    if layer is None:
+        return
+    held = layer._modules.setdefault("shared", AdapterDict())
+    held._modules[name] = shared  # type: ignore[union-attr]
+    held.train(layer.training)  # type: ignore[union-attr]
+
+
+def let_go_of_shared(placements: Sequence[Placement], name: str) -> None:
+    """Take what :func:`hold_shared` has put on a layer off again."""
+    layer = _first_layer(placements)
+    held = None if layer is None else layer._modules.get("shared")
+    if layer is not None and held is not None:
+        held._modules.pop(name, None)
+        if not held._modules:
+            del layer._modules["shared"]
+
+
+def _first_layer(placements: Sequence[Placement]) -> AdaptedLayer | None:
+    return next((placement.layer for placement in placements if not placement.auxiliary), None)
 
 
 def _adapted_at(sites: Sites, base: BaseLayer) -> AdaptedLayer | None:

@@ -6,6 +6,7 @@ A method with nothing that spans layers needs no tuner of its own.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import ConfigError, UnsupportedLayerError
 from peftcore.method import PeftMethod
 from peftcore.registry import registry
-from peftcore.slots import Placement, Slot, one_view, place, take_out, unwrap
+from peftcore.slots import Placement, Slot, hold_shared, let_go_of_shared, one_view, place, take_out, unwrap
 from peftcore.targets import Inventory, Match, ModuleMatcher, OnUnmatched, TargetReport, find_parameters, find_targets
 from peftcore.tying import tie_adapters
 
@@ -83,9 +84,13 @@ class Tuner:
         with paused_collector():
             for placement in self.placements:
                 place(placement, self.name, call_state)
+        if self.shared is not None:
+            hold_shared(self.placements, self.name, self.shared)
 
     def remove(self) -> None:
         """Take the adapter out of the model."""
+        if self.shared is not None:
+            let_go_of_shared(self.placements, self.name)
         for placement in reversed(self.placements):
             take_out(placement, self.name)
         self.placements = []
@@ -262,17 +267,30 @@ class LayerTuner(Tuner):
             asked_by_user = self._default_targets() is None
             report.check("warn" if on_unmatched == "error" and not asked_by_user else on_unmatched)
             slots = self.plan(report, on_unmatched)
-            self.shared = self.make_shared([slot.base for slot in slots if not slot.auxiliary])
+            bases = [slot.base for slot in slots if not slot.auxiliary]
+            self.shared = self.make_shared(bases, low_cpu_mem_usage, autocast_adapter_dtype)
             for device, on_device in itertools.groupby(slots, lambda slot: slot.base.device):
                 self.placements += self._make_all(list(on_device), device, low_cpu_mem_usage, autocast_adapter_dtype)
         return report
 
-    def make_shared(self, bases: Sequence[BaseLayer]) -> nn.Module | None:
-        """Make what the adapter holds once per model, from all the layers that it is going to stand on."""
-        if self.method.shared_cls is None:
+    def make_shared(
+        self, bases: Sequence[BaseLayer], low_cpu_mem_usage: bool = False, autocast_adapter_dtype: bool = True
+    ) -> nn.Module | None:
+        """Make what the adapter holds once per model, from all the layers that it is going to stand on.
+
+        It is made where the first layer is, and in a dtype that is fine enough for all of them.
+        """
+        if self.method.shared_cls is None or not bases:
             return None
-        shared: nn.Module = self.method.shared_cls(self.config, bases)
-        return shared
+        shared: nn.Module | None = None
+        if low_cpu_mem_usage:
+            with making_tensors_on(torch.device("meta")):
+                shared = self.method.shared_cls(self.config, bases)
+        if shared is None or _has_unsaved_tensors(shared):
+            with making_tensors_on(bases[0].device):
+                shared = self.method.shared_cls(self.config, bases)
+        dtypes = {_adapter_dtype(base.dtype, autocast_adapter_dtype) for base in bases}
+        return shared.to(functools.reduce(torch.promote_types, dtypes))
 
     def _make_all(
         self, slots: Sequence[Slot], device: torch.device, low_cpu_mem_usage: bool, autocast_adapter_dtype: bool
@@ -341,9 +359,13 @@ def making_tensors_on(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device == torch.get_default_device() else device
 
 
+def _adapter_dtype(layer_dtype: torch.dtype, autocast: bool) -> torch.dtype:
+    return torch.float32 if autocast and layer_dtype in COARSE_DTYPES else layer_dtype
+
+
 def _settle_dtype(adapter: Adapter, layer_dtype: torch.dtype, autocast: bool) -> None:
     """Bring an adapter to its layer's dtype, unless that is too coarse to train in."""
-    dtype = torch.float32 if autocast and layer_dtype in COARSE_DTYPES else layer_dtype
+    dtype = _adapter_dtype(layer_dtype, autocast)
     if dtype.is_floating_point and adapter.dtype != dtype:
         adapter.to(dtype)
 

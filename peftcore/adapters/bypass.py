@@ -8,16 +8,23 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from peftcore.adapters.base import Adapter, Below
+from peftcore.base_layers.base import BaseLayer
 
 
 class Bypass(Adapter):
     """A change of the output that depends on the input, so that no weight can hold it.
 
-    The author writes :meth:`change`.
+    The author writes :meth:`change`, and says ``commutes = True`` where it depends on the input alone: then deltas may
+    be merged beneath it, wherever it stands among them.
     """
 
     mergeable: ClassVar[bool] = False
     unmergeable_because: ClassVar[str] = "its effect depends on the input"
+
+    @classmethod
+    def can_adapt(cls, base: BaseLayer) -> bool:
+        """Whether the layer's kind is among :attr:`kinds`, and the layer acts otherwise than by a weight alone."""
+        return super().can_adapt(base) and base.additive
 
     @abstractmethod
     def change(self, x: Tensor, output: Tensor) -> Tensor:

@@ -6,15 +6,18 @@ switch, mix in a batch, are deleted and saved like all others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import Self
 
 from peftcore.adapters.base import Adapter, Below
 from peftcore.base_layers.base import BaseLayer
+from peftcore.base_layers.module import OpaqueLayer
 from peftcore.exceptions import NotMergeableError, TargetError
 
 
@@ -45,6 +48,8 @@ class Selective(Adapter):
 class ModuleCopy(Selective):
     """A trained copy of a whole module, called instead of it (``modules_to_save``).
 
+    A copy that is kept in a finer dtype than the module, to train in it, is rounded to the module's for each call.
+
     Args:
         base: The module, whatever it is.
         module: The copy, free of adapters.
@@ -59,7 +64,25 @@ class ModuleCopy(Selective):
 
     def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
         """Run the copy; what stands below is not asked."""
-        return self.module(*args, **kwargs)
+        dtype = self.base.dtype
+        if self.dtype == dtype:
+            return self.module(*args, **kwargs)
+        own = self.module.named_parameters()
+        rounded = {name: parameter.to(dtype) for name, parameter in own if parameter.is_floating_point()}
+        return functional_call(self.module, rounded, args, kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the copy's first floating-point tensor."""
+        return OpaqueLayer(self.module).dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the copy; its buffers, which do not train, keep their dtypes."""
+        dtypes = [buffer.dtype for buffer in self.module.buffers()]
+        super().to(*args, **kwargs)
+        for buffer, dtype in zip(self.module.buffers(), dtypes, strict=True):
+            buffer.data = buffer.data.to(dtype)
+        return self
 
     def saved_module(self) -> nn.Module:
         """Return the copy: the file holds it under the module's own names."""
@@ -67,13 +90,20 @@ class ModuleCopy(Selective):
 
     def acting(self, name: str) -> Any:
         """Return the copy's attribute."""
-        return getattr(self.module, name)
+        value = getattr(self.module, name)
+        return value.to(self.base.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def settle(self) -> nn.Module:
-        """Return the copy, trainable where the frozen module is."""
-        for own, frozen in zip(self.module.parameters(), self.base.layer.parameters(), strict=True):
+        """Return the copy, in the frozen module's dtypes and trainable where that one is."""
+        for own, frozen in zip(_tensors(self.module), _tensors(self.base.layer), strict=True):
+            if own.dtype != frozen.dtype:
+                own.data = own.data.to(frozen.dtype)
             own.requires_grad_(frozen.requires_grad)
         return self.module
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(module.parameters(), module.buffers())
 
 
 class ParameterCopies(Selective):
@@ -176,7 +206,15 @@ class TrainedBias(Selective):
         return weight, bias + (self.bias - self.base.bias)
 
 
-class TrainedTokens(Selective):
+class TokenRows(Selective):
+    """What the rows of some tokens do on one of the layers that store them."""
+
+    def acts_by_weight(self, before: Sequence[Adapter]) -> bool:
+        """Whether the layer has a ``forward`` of its own, which may do more to a row than to look it up."""
+        return bool(getattr(self.base, "has_own_forward", False))
+
+
+class TrainedTokens(TokenRows):
     """Trained copies of some rows of an embedding (``trainable_token_indices``).
 
     Attributes:
@@ -197,7 +235,8 @@ class TrainedTokens(Selective):
         wrong = sorted({token for token in tokens if not 0 <= token < base.in_features})
         if wrong or len(set(tokens)) != len(tokens) or not tokens:
             raise TargetError(
-                f"trainable_token_indices must be distinct indices below {base.in_features}, got {list(tokens)!r}."
+                f"The rows of an embedding to train must be given by distinct indices below {base.in_features}, the "
+                f"size of its vocabulary, got {list(tokens)!r}."
             )
         index = torch.tensor(list(tokens))
         self.register_buffer("tokens", index, persistent=False)
@@ -213,6 +252,10 @@ class TrainedTokens(Selective):
     def _frozen_rows(self, index: Tensor) -> Tensor:
         weight = self.base.weight().detach()
         return weight[:, index.to(weight.device)].T.clone()
+
+    def tied(self, base: BaseLayer, config: Any) -> TiedTokens:
+        """Return the rows as they act on another layer that stores the same weight."""
+        return TiedTokens(base, self)
 
     def forward(self, below: Below, ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the output below, with the vectors of the trained tokens in their places."""
@@ -231,7 +274,7 @@ class TrainedTokens(Selective):
         return weight.index_copy(1, self.tokens, rows), bias
 
 
-class TiedTokens(Selective):
+class TiedTokens(TokenRows):
     """The rows that :class:`TrainedTokens` trains, on another embedding or an output layer that stores the same weight.
 
     It holds nothing of its own: the rows belong to the embedding's adapter, and the file has them once.
@@ -246,6 +289,11 @@ class TiedTokens(Selective):
         self.__dict__["source"] = source
 
     source: TrainedTokens
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The rows' dtype."""
+        return self.source.dtype
 
     def forward(self, below: Below, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the output below with the trained tokens' vectors, or with their logits, computed from their rows."""

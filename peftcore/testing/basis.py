@@ -12,7 +12,7 @@ import pytest
 
 from peftcore import PeftMethod, get_peft_model
 from peftcore.adapters.base import Adapter
-from peftcore.exceptions import ConfigError, NotMergeableError, PeftCoreError, TargetError
+from peftcore.exceptions import CompositionError, ConfigError, NotMergeableError, PeftCoreError, TargetError
 from peftcore.registry import registry
 from peftcore.testing.closeness import EXACT, assert_close
 from peftcore.testing.samples import SAMPLES, Sample
@@ -94,6 +94,23 @@ class MethodTests:
         return _examine(cls)[1]  # type: ignore[arg-type]
 
     # ------------------------------------------------------------------------------------ shared by the checks
+
+    def together(self, trial: Trial, *names: str) -> bool:
+        """Activate adapters together, and say whether that went; it may be refused where they stand for whole layers.
+
+        Args:
+            trial: The model; what is active in it stays active if that is refused.
+            *names: The adapters, in order.
+        """
+        __tracebackhide__ = True
+        before = trial.model.active_adapters
+        try:
+            trial.model.set_adapter(list(names))
+        except CompositionError as error:
+            assert self.adapter_cls().replaces_layer, f"Adapters of this method can't be active together: {error}"
+            assert trial.model.active_adapters == before, "What is active has changed, although that was refused."
+            return False
+        return True
 
     def merged(self, trial: Trial, *names: str, **options: Any) -> bool:
         """Merge, and say whether that went; for a method that can't be merged, check that it is refused as it should.

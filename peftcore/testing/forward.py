@@ -19,7 +19,7 @@ class ForwardTests(MethodTests):
         """No adapter changes what the layer was given, or the layer's weight."""
         trial = Trial(case)
         trial.add("second")
-        trial.model.set_adapter(["default", "second"])
+        self.together(trial, "default", "second")
         given: list[tuple[Tensor, Tensor]] = []
         for path, module in trial.user_model.named_modules():
             if path.startswith("layers.") and path.endswith(".target"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,8 @@ class LifecycleTests(MethodTests):
         """After the last adapter is deleted: same modules, tensors, flags, hooks, attributes, state dict."""
         trial = Trial(case, "one")
         trial.add("two")
-        trial.output("one", "two")
+        self.together(trial, "one", "two")
+        trial.output()
         expected = trial.output("two")
         trial.model.delete_adapter("one")
         assert_close(trial.output("two"), expected, "After deleting adapter one, adapter two differs", _TRACE, EXACT)
@@ -71,7 +73,7 @@ class LifecycleTests(MethodTests):
 
     def test_unsupported_layers_are_refused(self) -> None:
         """A layer of a kind that the method does not know is refused by an error, and nothing has changed."""
-        for sample in [UNKNOWN, *_of_other_kinds(self.adapter_cls().kinds, self.samples)]:
+        for sample in _of_other_kinds(self.adapter_cls().kinds, [UNKNOWN, *self.samples]):
             model = sample.model()
             before = Snapshot.of(model)
             config = Case(self.method, sample, self.configs[0], self.configs[0]).config()
@@ -100,7 +102,7 @@ class LifecycleTests(MethodTests):
         expected = trial.output()
         before = Snapshot.of(trial.user_model)
         with _failing_at_the_second(self.adapter_cls()), refused("A layer whose adapter can't be made", _HalfWay):
-            trial.add("two")
+            trial.add("two", first_case.options)
         before.assert_same(trial.user_model, "After a second adapter's constructor failed", _TRACE)
         assert_close(trial.output(), expected, "After a second adapter's constructor failed, the first differs", _TRACE)
 
@@ -131,10 +133,11 @@ def _failing_at_the_second(adapter_cls: type[nn.Module]) -> Any:
     return mock.patch.object(adapter_cls, "__init__", fail_at_the_second)
 
 
-def _of_other_kinds(kinds: frozenset[str], samples: Any) -> list[Sample]:
-    """Return one sample of each kind that is not among these."""
+def _of_other_kinds(kinds: frozenset[str], samples: Sequence[Sample]) -> list[Sample]:
+    """Return one sample of each kind that is not among these; a method for any module lacks bare parameters only."""
     others: dict[str, Sample] = {}
     for sample in samples:
-        if sample.kind not in kinds and sample.plain:
+        taken = "target_parameters" not in sample.targets if "module" in kinds else sample.kind in kinds
+        if not taken and sample.plain:
             others.setdefault(sample.kind, sample)
     return list(others.values())

@@ -26,7 +26,8 @@ class Sample:
 
     Attributes:
         name: What tests are called after.
-        kind: The kind of the layers to adapt, as :class:`peftcore.base_layers.BaseLayer` names it.
+        kind: The kind of the layers to adapt, as :class:`peftcore.base_layers.BaseLayer` names it; ``"module"`` for
+            what only a method that takes any module adapts.
         build: Makes the model; its weights are drawn from torch's generator.
         inputs: Makes the model's input, with so many rows in front.
         targets: The keywords of a config that name the layers to adapt.
@@ -127,6 +128,14 @@ class Conv1D(nn.Module):
 Conv1D.__module__, Conv1D.__qualname__ = "transformers.pytorch_utils", "Conv1D"
 
 
+class ScaledEmbedding(nn.Embedding):
+    """An embedding that multiplies what it looks up."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the tokens' vectors, three times as long."""
+        return super().forward(ids) * 3
+
+
 class Matrix(nn.Module):
     """Multiplies by a bare parameter ``[out, in]``."""
 
@@ -209,6 +218,13 @@ SAMPLES: tuple[Sample, ...] = (
     Sample("conv3d", "conv3d", lambda: _conv(nn.Conv3d), _floats(2, 5, 3, 4)),
     Sample("embedding", "embedding", _embedding, _tokens),
     Sample("embedding-padding", "embedding", lambda: _embedding(padding_idx=3), _tokens, plain=False),
+    Sample(
+        "embedding-scaled",
+        "embedding",
+        lambda: TokenModel(nn.Identity(), [ScaledEmbedding(VOCABULARY, 8) for _ in range(2)], nn.Linear(16, 3)),
+        _tokens,
+        plain=False,
+    ),
     Sample("attention", "attention", lambda: _attention(batch_first=True), _floats(TOKENS, 6)),
     Sample("attention-batch-second", "attention", lambda: _attention(bias=False), _floats(TOKENS, 6), plain=False),
     Sample("parameter", "parameter", lambda: _linear(Matrix(8, 12), Matrix(12, 8)), _floats(6), _parameters()),
@@ -219,6 +235,14 @@ SAMPLES: tuple[Sample, ...] = (
         lambda: _linear(Experts(8, 12, True), Experts(12, 8, True)),
         _floats(TOKENS, 6),
         _parameters(),
+        plain=False,
+    ),
+    Sample("norm", "module", lambda: _linear(nn.LayerNorm(12), nn.RMSNorm(12)), _floats(TOKENS, 6)),
+    Sample(
+        "container",
+        "module",
+        lambda: _linear(nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8)), nn.Sequential(nn.Linear(8, 12))),
+        _floats(6),
         plain=False,
     ),
 )

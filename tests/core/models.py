@@ -60,7 +60,7 @@ def differs(actual, expected):
 def stir(model, *names):
     """Move everything that adapters train away from its start, so that each part acts."""
     with torch.no_grad():
-        for name in names or ("default",):
+        for name in names or model.base_model.tuners:
             for parameter in model.base_model.tuner(name).parameters():
                 parameter.add_(0.5 * torch.randn_like(parameter))
     return model

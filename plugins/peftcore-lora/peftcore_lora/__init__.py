@@ -16,7 +16,14 @@ __all__ = ["LoraAdapter", "LoraConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(name="lora", config_cls=LoraConfig, adapter_cls=LoraAdapter, prefix="lora_", paper="2106.09685")
+    return PeftMethod(
+        name="lora",
+        config_cls=LoraConfig,
+        adapter_cls=LoraAdapter,
+        prefix="lora_",
+        shares_prefix=True,
+        paper="2106.09685",
+    )
 
 
 @hookimpl

@@ -1,0 +1,34 @@
+"""AdaLoRA for peftcore: W' = W + s · B · diag(E) · A, with ranks that go to the layers in need (arXiv 2303.10512)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peftcore.hookspecs import hookimpl
+from peftcore.method import PeftMethod
+from peftcore_adalora.adapter import AdaLoraAdapter
+from peftcore_adalora.config import AdaLoraConfig
+from peftcore_adalora.default_targets import TARGETS
+from peftcore_adalora.tuner import AdaLoraTuner
+
+__all__ = ["AdaLoraAdapter", "AdaLoraConfig", "AdaLoraTuner"]
+
+
+@hookimpl
+def register_peft_method() -> PeftMethod:
+    """Describe the method."""
+    return PeftMethod(
+        name="adalora",
+        config_cls=AdaLoraConfig,
+        adapter_cls=AdaLoraAdapter,
+        tuner_cls=AdaLoraTuner,
+        prefix="lora_",
+        shares_prefix=True,
+        paper="2303.10512",
+    )
+
+
+@hookimpl
+def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
+    """Name all projections of the usual models."""
+    return TARGETS.get(model_type) if method == "adalora" else None

@@ -1,0 +1,37 @@
+"""BOFT for peftcore: W' = s ∘ (W · B₁ · … · B_m) with orthogonal butterfly factors (arXiv 2311.06243)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from peftcore.config import PeftConfig
+from peftcore.hookspecs import hookimpl
+from peftcore.method import PeftMethod
+from peftcore.targets.usual import ATTENTION_PROJECTIONS
+from peftcore_boft.adapter import BOFTAdapter, with_factors
+from peftcore_boft.config import BOFTConfig
+
+__all__ = ["BOFTAdapter", "BOFTConfig"]
+
+
+@hookimpl
+def register_peft_method() -> PeftMethod:
+    """Describe the method."""
+    return PeftMethod(name="boft", config_cls=BOFTConfig, adapter_cls=BOFTAdapter, prefix="boft_", paper="2311.06243")
+
+
+@hookimpl
+def convert_checkpoint(method: str, state: Mapping[str, Tensor], config: PeftConfig) -> Mapping[str, Tensor] | None:
+    """Add the factors that HF PEFT leaves out: it holds one, whatever the config says, so the others do nothing."""
+    if method != "boft" or not isinstance(config, BOFTConfig) or config.boft_n_butterfly_factor == 1:
+        return None
+    number = config.boft_n_butterfly_factor
+    return {key: with_factors(value, number) if key.endswith("boft_R") else value for key, value in state.items()}
+
+
+@hookimpl
+def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
+    """Name the attention projections of the usual models."""
+    return ATTENTION_PROJECTIONS.get(model_type) if method == "boft" else None

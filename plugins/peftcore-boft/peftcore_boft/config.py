@@ -1,0 +1,32 @@
+"""BOFTConfig: what orthogonal butterflies can be asked."""
+
+from __future__ import annotations
+
+from peftcore.adapters.orthogonal import check_blocks
+from peftcore.config import LayerConfig, option
+
+
+class BOFTConfig(LayerConfig, method="boft"):
+    """Orthogonal butterfly finetuning, W' = s ∘ (W · B₁ · … · B_m) (arXiv 2311.06243).
+
+    Names and defaults are those of HF PEFT.
+
+    Raises:
+        ConfigError: A value has the wrong type, lies outside its bounds or does not go with another.
+    """
+
+    boft_block_size: int = option(4, "Size of a factor's blocks; 0 to give their number instead.", at_least=0)
+    boft_block_num: int = option(0, "Number of a factor's blocks; 0 to give their size instead.", at_least=0)
+    boft_n_butterfly_factor: int = option(
+        1, "Number of factors m; each joins blocks twice as far apart as the one before.", at_least=1
+    )
+    boft_dropout: float = option(
+        0.0, "Probability with which training puts the identity into the place of a block.", at_least=0, below=1
+    )
+    init_weights: bool = option(True, "Start with the identity; False, for tests, starts at random.")
+    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+
+    def validate(self) -> None:
+        """Check the fields, and that the blocks are given by their number or by their size."""
+        super().validate()
+        check_blocks(self, "boft_block_num", "boft_block_size")

@@ -1,0 +1,28 @@
+"""IA3 for peftcore: y = l ∘ (W x + b), or W (l ∘ x) + b (arXiv 2205.05638)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peftcore.hookspecs import hookimpl
+from peftcore.method import PeftMethod
+from peftcore_ia3.adapter import IA3Adapter
+from peftcore_ia3.config import IA3Config
+from peftcore_ia3.default_targets import TARGETS
+from peftcore_ia3.tuner import IA3Tuner
+
+__all__ = ["IA3Adapter", "IA3Config", "IA3Tuner"]
+
+
+@hookimpl
+def register_peft_method() -> PeftMethod:
+    """Describe the method."""
+    return PeftMethod(
+        name="ia3", config_cls=IA3Config, adapter_cls=IA3Adapter, tuner_cls=IA3Tuner, prefix="ia3_", paper="2205.05638"
+    )
+
+
+@hookimpl
+def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
+    """Name keys, values and the feedforward layers of the usual models."""
+    return TARGETS.get(model_type) if method == "ia3" else None

@@ -1,0 +1,28 @@
+"""Lily for peftcore: ΔW(x) = A · Σₑ router(x)ₑ · Bₑ, with A and B shared across layers (arXiv 2407.09946)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peftcore.hookspecs import hookimpl
+from peftcore.method import PeftMethod
+from peftcore.targets.usual import ATTENTION_PROJECTIONS
+from peftcore_lily.adapter import LilyAdapter
+from peftcore_lily.config import LilyConfig
+from peftcore_lily.tuner import LilyTuner
+
+__all__ = ["LilyAdapter", "LilyConfig", "LilyTuner"]
+
+
+@hookimpl
+def register_peft_method() -> PeftMethod:
+    """Describe the method."""
+    return PeftMethod(
+        name="lily", config_cls=LilyConfig, adapter_cls=LilyAdapter, tuner_cls=LilyTuner, paper="2407.09946"
+    )
+
+
+@hookimpl
+def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
+    """Name the attention projections of the usual models."""
+    return ATTENTION_PROJECTIONS.get(model_type) if method == "lily" else None

@@ -1,0 +1,41 @@
+"""LN tuning for peftcore: the normalization layers train, and nothing else (arXiv 2312.11420)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from peftcore.hookspecs import hookimpl
+from peftcore.method import PeftMethod
+from peftcore_ln_tuning.adapter import LNTuningAdapter
+from peftcore_ln_tuning.config import LNTuningConfig
+from peftcore_ln_tuning.default_targets import TARGETS
+from peftcore_ln_tuning.files import with_one_name
+from peftcore_ln_tuning.tuner import LNTuningTuner
+
+__all__ = ["LNTuningAdapter", "LNTuningConfig", "LNTuningTuner"]
+
+
+@hookimpl
+def register_peft_method() -> PeftMethod:
+    """Describe the method."""
+    return PeftMethod(
+        name="ln_tuning",
+        config_cls=LNTuningConfig,
+        adapter_cls=LNTuningAdapter,
+        tuner_cls=LNTuningTuner,
+        paper="2312.11420",
+    )
+
+
+@hookimpl
+def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
+    """Name the normalization layers of the usual models."""
+    return TARGETS.get(model_type) if method == "ln_tuning" else None
+
+
+@hookimpl
+def convert_checkpoint(method: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+    """Read what HF PEFT wrote of an adapter that was not called ``default``."""
+    return with_one_name(state) if method == "ln_tuning" else None

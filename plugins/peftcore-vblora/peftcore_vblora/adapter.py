@@ -1,0 +1,114 @@
+"""VBLoRAAdapter: factors whose pieces are mixtures of a few vectors from one bank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.base_layers import BaseLayer
+from peftcore.exceptions import CheckpointError
+from peftcore_vblora.bank import VectorBank
+from peftcore_vblora.config import VBLoRAConfig
+from peftcore_vblora.top_k import INDICES, WEIGHTS, logits_of, top_k_of
+
+_LOGITS = ("vblora_logits_A", "vblora_logits_B")
+
+
+class VBLoRAAdapter(LowRankDelta):
+    """Low-rank adaptation of one layer from a bank of vectors: Δ = B · A (arXiv 2405.15179).
+
+    Rows of A and columns of B are cut into pieces of the vectors' length b. Each piece is a mixture of the k vectors
+    with the largest logits, weighted by their softmax.
+    The parameters are ``vblora_logits_A`` ``[r, in · kernel / b, vectors]`` and ``vblora_logits_B``
+    ``[out / b, r, vectors]``; where experts are stacked, each has its own, ``[experts, …]``.
+    With ``save_only_topk_weights``, files hold what :mod:`peftcore_vblora.top_k` says instead.
+    Of a convolution with groups, ``in`` counts the channels of one group.
+
+    Raises:
+        ConfigError: The vectors' length does not divide a size of the weight, or dropout can't act on the layer.
+    """
+
+    shared: VectorBank
+    #: Whether the logits come from a file that had the chosen vectors' weights alone.
+    has_top_k_only: bool = False
+
+    def __init__(self, base: BaseLayer, config: VBLoRAConfig, shared: VectorBank) -> None:
+        super().__init__(base, config, shared)
+        # Kept out of the module tree: it is no part of this layer's state.
+        self.__dict__["shared"] = shared
+        self.vblora_dropout = input_dropout(base, config, "vblora_dropout")
+        self.topk, self.saves_top_k = config.topk, config.save_only_topk_weights
+        into, out = _pieces(base, config)
+        stack = (base.stack,) if base.stack > 1 else ()
+        for name, pieces in zip(_LOGITS, ((config.r, into), (out, config.r)), strict=True):
+            logits = torch.randn(*stack, *pieces, config.num_vectors) * config.init_logits_std
+            self.register_parameter(name, nn.Parameter(logits))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A and B, their pieces mixed.
+
+        Raises:
+            CheckpointError: The adapter is to be trained, and its file had the chosen vectors' weights alone.
+        """
+        a, b = (getattr(self, name) for name in _LOGITS)
+        if self.has_top_k_only and self.training and a.requires_grad:
+            raise CheckpointError(
+                "This adapter comes from a file with top-k weights alone: the other vectors could never be chosen "
+                "again. Use or merge it, or train one that was saved with save_only_topk_weights=False."
+            )
+        return self._mixed(a).flatten(-2), self._mixed(b).mT.flatten(-3, -2)
+
+    def _mixed(self, logits: Tensor) -> Tensor:
+        """Return for each piece the mixture of its top k vectors, ``[…, vector_length]``."""
+        values, indices = logits.topk(self.topk, -1)
+        vectors = self.shared.vblora_vector_bank.to(logits)[indices]
+        return (values.softmax(-1).unsqueeze(-1) * vectors).sum(-2)
+
+    def delta_forward(self, x: Tensor) -> Tensor:
+        """Return B · A · dropout(x)."""
+        return super().delta_forward(self.vblora_dropout(x))
+
+    def saved_module(self) -> nn.Module:
+        """Return this module; with ``save_only_topk_weights``, one that holds the small form."""
+        if not self.saves_top_k:
+            return self
+        saved = nn.Module()
+        for name in _LOGITS:
+            indices, weights = top_k_of(getattr(self, name).detach(), self.topk)
+            saved.register_buffer(f"{name}{INDICES}", indices)
+            saved.register_buffer(f"{name}{WEIGHTS}", weights)
+        return saved
+
+    @torch.no_grad()
+    def before_load(self, state: Mapping[str, Tensor]) -> None:
+        """Take the logits from the small form, which :meth:`saved_module` holds for the occasion only."""
+        for name in _LOGITS:
+            if {f"{name}{INDICES}", f"{name}{WEIGHTS}"} <= state.keys():
+                current = getattr(self, name)
+                logits = logits_of(state[f"{name}{INDICES}"], state[f"{name}{WEIGHTS}"], current.shape[-1])
+                if current.is_meta:
+                    setattr(self, name, nn.Parameter(logits.to(current.dtype), requires_grad=current.requires_grad))
+                else:
+                    current.copy_(logits)
+                self.has_top_k_only = True
+
+
+def _pieces(base: BaseLayer, config: VBLoRAConfig) -> tuple[int, int]:
+    """Return into how many pieces the vectors cut the layer's inputs and outputs.
+
+    Raises:
+        ConfigError: They don't.
+    """
+    out, into = base.matrix_shape
+    for what, size in (("inputs", into), ("outputs", out)):
+        if size % config.vector_length:
+            config.refuse(
+                "vector_length",
+                f"{config.vector_length} does not divide the {size} {what} of a {type(base.layer).__name__} "
+                f"(weight {out} × {into}): choose a common divisor, or exclude that layer",
+            )
+    return into // config.vector_length, out // config.vector_length

@@ -1,0 +1,62 @@
+"""VeraAdapter: two trained vectors around random matrices that all layers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.base_layers import BaseLayer
+from peftcore_vera.config import VeraConfig
+from peftcore_vera.projections import VeraProjections
+
+
+class VeraAdapter(LowRankDelta):
+    """Vector-based random matrix adaptation of one layer: Δ = diag(λ_b) · B · diag(λ_d) · A (arXiv 2310.11454).
+
+    The parameters are ``vera_lambda_b`` ``[out]`` and ``vera_lambda_d`` ``[r]``; where experts are stacked, each has
+    vectors of its own, ``[experts, …]``.
+    Δ is a matrix ``[out, in · kernel]``; of a convolution with groups, ``in`` counts the channels of one group.
+
+    Raises:
+        ConfigError: Dropout can't act on the layer.
+    """
+
+    shared: VeraProjections
+
+    def __init__(self, base: BaseLayer, config: VeraConfig, shared: VeraProjections) -> None:
+        super().__init__(base, config, shared)
+        # Kept out of the module tree: it is no part of this layer's state.
+        self.__dict__["shared"] = shared
+        self.vera_dropout = input_dropout(base, config, "vera_dropout")
+        stack = (base.stack,) if base.stack > 1 else ()
+        self.vera_lambda_b = nn.Parameter(torch.ones(*stack, base.matrix_shape[0]))
+        self.vera_lambda_d = nn.Parameter(torch.randn(*stack, config.r))
+        if config.init_weights:
+            nn.init.zeros_(self.vera_lambda_b)
+            nn.init.constant_(self.vera_lambda_d, config.d_initial)
+
+    def projections(self) -> tuple[Tensor, Tensor]:
+        """Return A ``[r, in · kernel]`` and B ``[out, r]`` for this layer: views, unless the layer is elsewhere."""
+        rows, columns = self.base.matrix_shape
+        like = self.vera_lambda_b
+        return self.shared.vera_A[:, :columns].to(like), self.shared.vera_B[:rows].to(like)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return diag(λ_d) · A and diag(λ_b) · B."""
+        a, b = self.projections()
+        return self.vera_lambda_d.unsqueeze(-1) * a, self.vera_lambda_b.unsqueeze(-1) * b
+
+    def delta_forward(self, x: Tensor) -> Tensor:
+        """Return λ_b ∘ B · (λ_d ∘ A · dropout(x)).
+
+        The vectors scale features rather than matrices: training then needs no gradient in a matrix's size.
+        """
+        x = self.vera_dropout(x)
+        if self.base.groups > 1:
+            return super().delta_forward(x)
+        a, b = self.projections()
+        scale = self.base.with_features_last
+        features = scale(lambda hidden: hidden * self.vera_lambda_d, self.into_rank(a, x))
+        return scale(lambda output: output * self.vera_lambda_b, self.base.apply_pointwise(b, features))
