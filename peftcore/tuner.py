@@ -379,4 +379,8 @@ def paused_collector() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
+            if not gc.get_freeze_count():
+                # Straight to the oldest generation, where they will be anyway, without a walk over all that is new.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
