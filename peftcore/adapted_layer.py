@@ -22,7 +22,7 @@ from peftcore.batches import batch_size, first_tensor, join_rows, take_rows
 from peftcore.call_state import BASE, CallState, Group, Rows
 from peftcore.composition import fold, run, run_deltas
 from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError
-from peftcore.merging import MergedWeight, check_mergeable
+from peftcore.merging import MergedWeight, check_finite, check_mergeable
 
 
 class AdaptedLayer(nn.Module):
@@ -256,6 +256,8 @@ class AdaptedLayer(nn.Module):
         parts = self.folding_parts(names)
         check_mergeable(parts)
         self._check_order(names)
+        if safe_merge:
+            check_finite(part for name in names for part in self.parts(name) if part.replaces_layer)
         if parts:
             self._merge(parts, safe_merge)
         self._merged += tuple(names)

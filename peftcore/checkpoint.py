@@ -106,6 +106,17 @@ def saved_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
     return found
 
 
+def repeated_names(tuner: Tuner) -> dict[str, str]:
+    """Return the names under which files may hold a tensor again, each with the name that it has here."""
+    repeated = {
+        f"{PREFIX}{placement.key}.{name}": tensor
+        for placement in tuner.placements
+        for name, tensor in placement.adapter.repeated_tensors().items()
+    }
+    own = {id(place.tensor): key for key, place in saved_tensors(tuner).items()} if repeated else {}
+    return {key: own[id(tensor)] for key, tensor in repeated.items()}
+
+
 def derived_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
     """Return what an adapter holds once per model and no file needs, by the names that it would have there."""
     shared = tuner.shared
@@ -156,14 +167,14 @@ def load_adapter_state(
     Raises:
         CheckpointError: Something does not fit; the message lists what. The adapter is as before.
     """
-    state = without_derived(tuner, with_prefix(state, tuner))
+    state = without_repeats(tuner, without_derived(tuner, with_prefix(state, tuner)))
     places = saved_tensors(tuner)
     report = _compare(places, state)
     if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
         raise CheckpointError(f"The file does not fit adapter {tuner.name!r} ({tuner.method.name}). {report}")
     for placement in tuner.placements:
         _announce(placement, state)
-    taken: dict[int, Tensor] = {}
+    taken: dict[int, tuple[Tensor, Tensor]] = {}
     for key in report.loaded:
         _put(places[key], state[key], assign, taken)
     return report
@@ -215,7 +226,7 @@ def writer_of(method: str) -> dict[str, str]:
 
 def with_prefix(state: Mapping[str, Tensor], tuner: Tuner) -> Mapping[str, Tensor]:
     """Give names that come from a model adapted in place the prefix that files have."""
-    places = saved_tensors(tuner)
+    places = {**saved_tensors(tuner), **repeated_names(tuner)}
     if all(key in places for key in state):
         return state
     return {
@@ -242,6 +253,26 @@ def without_derived(tuner: Tuner, state: Mapping[str, Tensor]) -> Mapping[str, T
     return {key: value for key, value in state.items() if key not in derived}
 
 
+def without_repeats(tuner: Tuner, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Leave out what a file holds again of tensors that several parts share.
+
+    Raises:
+        CheckpointError: The file holds several tensors where the adapter has one.
+    """
+    kept = dict(state)
+    for key, name in repeated_names(tuner).items():
+        again = kept.pop(key, None)
+        if again is None:
+            continue
+        first = kept.setdefault(name, again)
+        if first is not again and not torch.equal(first, again):
+            raise CheckpointError(
+                f"{key} and {name} are one tensor in adapter {tuner.name!r}, and two in the file: whoever wrote it "
+                "trained them apart. Use a config by which these layers share nothing."
+            )
+    return kept
+
+
 def _compare(places: Mapping[str, SavedTensor], state: Mapping[str, Tensor]) -> LoadReport:
     shapes = {
         key: (tuple(state[key].shape), tuple(place.tensor.shape)) for key, place in places.items() if key in state
@@ -255,8 +286,11 @@ def _compare(places: Mapping[str, SavedTensor], state: Mapping[str, Tensor]) -> 
     )
 
 
-def _put(place: SavedTensor, value: Tensor, assign: bool, taken: dict[int, Tensor]) -> None:
-    """Load one tensor; ``taken`` remembers what took a tensor's place, which may stand in two modules."""
+def _put(place: SavedTensor, value: Tensor, assign: bool, taken: dict[int, tuple[Tensor, Tensor]]) -> None:
+    """Load one tensor; ``taken`` remembers what took a tensor's place, which may stand in two modules.
+
+    It holds the tensors themselves too, since the ids of those that are gone are given to others.
+    """
     current = place.tensor
     if not assign and not current.is_meta:
         current.copy_(value)
@@ -264,8 +298,9 @@ def _put(place: SavedTensor, value: Tensor, assign: bool, taken: dict[int, Tenso
     if id(current) not in taken:
         value = value.to(current.dtype) if current.is_floating_point() else value
         parameter = isinstance(current, nn.Parameter)
-        taken[id(current)] = nn.Parameter(value, requires_grad=current.requires_grad) if parameter else value
-    place.store[place.name] = taken[id(current)]
+        new = nn.Parameter(value, requires_grad=current.requires_grad) if parameter else value
+        taken[id(current)] = current, new
+    place.store[place.name] = taken[id(current)][1]
 
 
 def bring_to_layers(tuner: Tuner, report: LoadReport) -> None:

@@ -33,6 +33,21 @@ def check_mergeable(parts: Iterable[Adapter]) -> None:
             )
 
 
+def check_finite(copies: Iterable[Adapter]) -> None:
+    """Check that what is going to stand in the place of whole modules holds finite numbers.
+
+    Raises:
+        MergeError: Something holds others.
+    """
+    for copied in copies:
+        wrong = [name for name, tensor in copied.named_parameters() if not tensor.isfinite().all()]
+        if wrong:
+            raise MergeError(
+                f"{wrong[0]} in the trained copy of a {type(copied.base.layer).__name__} holds values that are not "
+                "finite: the adapter seems to be broken. Nothing was merged."
+            )
+
+
 class MergedWeight:
     """The weight of one frozen layer while adapters are merged into it.
 

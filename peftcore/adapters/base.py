@@ -132,6 +132,13 @@ class Adapter(nn.Module):
         """Return the module whose state the file holds: this one, unless it only carries another."""
         return self
 
+    def repeated_tensors(self) -> Mapping[str, Tensor]:
+        """Return the tensors of other parts that a file may hold again under this part's key, by their names there.
+
+        Files written here hold each tensor once. What a file holds again has to be the same.
+        """
+        return {}
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the adapter computes, that of its first tensor."""

@@ -7,7 +7,7 @@ switch, mix in a batch, are deleted and saved like all others.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -289,6 +289,10 @@ class TiedTokens(TokenRows):
         self.__dict__["source"] = source
 
     source: TrainedTokens
+
+    def repeated_tensors(self) -> Mapping[str, Tensor]:
+        """Return the rows."""
+        return {"trainable_tokens_delta": self.source.trainable_tokens_delta}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from peftcore import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peftcore.exceptions import TargetError
+from peftcore.exceptions import MergeError, TargetError
 
 from .methods import PlainConfig
 from .models import Net, anatomy, assert_as_before, differs, same, stir, without_gradient
@@ -159,3 +159,15 @@ def test_a_module_that_is_not_there_is_named_with_its_neighbours():
     assert_as_before(net, before)
     with pytest.warns(UserWarning, match="haed"):
         get_peft_model(net, PlainConfig(target_modules=["one"], modules_to_save=["haed"]), on_unmatched="warn")
+
+
+def test_safe_merge_looks_at_copies_too():
+    net = Net()
+    model = get_peft_model(net, PlainConfig(target_modules=["one"], modules_to_save=["head"]))
+    values = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        net.head.auxiliary["default"].module.bias[0] = float("nan")
+    with pytest.raises(MergeError, match=r"module\.bias in the trained copy of a Linear"):
+        model.merge_adapter(safe_merge=True)
+    assert model.get_model_status().merged_adapters == []
+    same(net.one.base_layer.weight, values["one.base_layer.weight"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,17 +50,9 @@ class LilyAdapter(Bypass):
         # Kept out of the module tree: they stand there already.
         self.__dict__.update({name: factor for name, factor in self.shared._asdict().items() if factor is not None})
 
-    def saved_module(self) -> nn.Module:
-        """Return a module that holds the factors too that other layers have; as views, so loading reaches them."""
-        if not any(self.shared):
-            return self
-        saved: Any = nn.Module()
-        saved._modules.update(self._modules)
-        for name, factor in self.shared._asdict().items():
-            if factor is not None:
-                saved.add_module(name, nn.Module())
-                saved._modules[name].weight = nn.Parameter(factor.weight.detach())
-        return saved
+    def repeated_tensors(self) -> Mapping[str, Tensor]:
+        """Return the factors that other layers have."""
+        return {f"{name}.weight": f.weight for name, f in self.shared._asdict().items() if f is not None}
 
     def change(self, x: Tensor, output: Tensor) -> Tensor:
         """Return the mixture's effect on A x."""

@@ -10,8 +10,14 @@ from torch import nn
 
 import peftcore
 import peftcore_lily
-from peftcore import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peftcore.exceptions import ConfigError, MergeError, NotMergeableError, TargetError
+from peftcore import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peftcore.exceptions import CheckpointError, ConfigError, MergeError, NotMergeableError, TargetError
 from peftcore_lily import LilyConfig
 
 
@@ -108,6 +114,28 @@ def test_what_is_shared_stands_in_the_model_once():
             found[name.rsplit(".", 2)[1]] += parameter.numel()
     assert found == expected
     assert model.get_nb_trainable_parameters()[0] == sum(expected.values())
+
+
+def test_a_file_holds_what_is_shared_once(tmp_path):
+    model = adapted(stride_A=2)
+    state = get_peft_model_state_dict(model)
+    assert sum(value.numel() for value in state.values()) == model.get_nb_trainable_parameters()[0]
+    again = {}
+    for number, block in enumerate(model.base_model.model):
+        for name in ("q", "v"):
+            adapter = block.get_submodule(name).adapters["default"]
+            for factor in ("lily_A", "lily_B"):
+                again[f"base_model.model.{number}.{name}.{factor}.weight"] = getattr(adapter, factor).weight + 1
+    fresh = adapted(stride_A=2)
+    set_peft_model_state_dict(fresh, {**state, **again})
+    assert torch.equal(
+        fresh.base_model.model[4].q.adapters["default"].lily_B.weight, again["base_model.model.0.q.lily_B.weight"]
+    )
+    before = fresh(X)
+    again["base_model.model.3.q.lily_A.weight"] = again["base_model.model.3.q.lily_A.weight"] + 1
+    with pytest.raises(CheckpointError, match=r"3\.q\.lily_A\.weight and .*2\.q\.lily_A\.weight are one tensor"):
+        set_peft_model_state_dict(fresh, {**state, **again})
+    assert torch.equal(fresh(X), before)
 
 
 def test_layers_train_what_they_share_together():

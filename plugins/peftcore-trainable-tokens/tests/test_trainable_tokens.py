@@ -134,6 +134,10 @@ def test_there_and_back(tied, low_cpu_mem_usage, tmp_path):
     torch.testing.assert_close(stir(loaded, 2)(IDS), stir(model, 2)(IDS))
 
 
+def test_the_file_holds_the_rows_once():
+    assert list(get_peft_model_state_dict(adapted())) == ["base_model.model.words.trainable_tokens_delta"]
+
+
 def test_beside_another_method_in_the_order_of_activation():
     model = get_peft_model(Words(False), LoraConfig(r=2, target_modules=["words"], init_lora_weights=False), "lora")
     model.add_adapter("rows", TrainableTokensConfig(token_indices=TOKENS))
