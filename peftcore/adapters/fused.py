@@ -1,7 +1,7 @@
 """FusedDelta: separate deltas for the parts of one fused projection (the q, k and v of a qkv layer).
 
 Each part is a complete adapter of the method on its own rows of the weight, so the parts have their own factors, and
-the fused weight takes their deltas when they are merged. Canonical LoRA is this, with LoRA on each part.
+the fused weight takes their deltas when they are merged.
 """
 
 from __future__ import annotations
