@@ -82,6 +82,10 @@ class AdaptedLayer(nn.Module):
         """Return the names of the adapters that have a part on this layer."""
         return list(dict.fromkeys(name for store in self._stores() for name in store))
 
+    def is_bare(self) -> bool:
+        """Whether no adapter has a part on this layer."""
+        return not any(store._modules for store in self._stores())
+
     def place(self, name: str, adapter: Adapter, *, auxiliary: bool = False) -> None:
         """Put a part of an adapter on this layer; it acts once it is active."""
         if auxiliary and "auxiliary" not in self._modules:
@@ -114,8 +118,9 @@ class AdaptedLayer(nn.Module):
         for store in self._stores():
             if name in store:
                 del store[name]
-        self._active = tuple(active for active in self._active if active != name)
-        self._replan()
+        if name in self._active:
+            self._active = tuple(active for active in self._active if active != name)
+            self._replan()
         if others and not self._merged:
             self.merge(others)
         return parts

@@ -51,6 +51,8 @@ class AdaptedModel(nn.Module):
         self._active: tuple[str, ...] = ()
         #: Tuners of active adapters that add to the task's loss.
         self._adding_to_loss: tuple[Tuner, ...] = ()
+        #: All adapted layers, gathered when they are first asked for after a change.
+        self._all_layers: tuple[AdaptedLayer, ...] | None = None
         #: Parameters of the user's model that trained before it was adapted.
         self._trained_before: list[nn.Parameter] = []
 
@@ -140,6 +142,7 @@ class AdaptedModel(nn.Module):
             self._freeze()
         tuner.insert(self.call_state)
         self.tuners[tuner.name] = tuner
+        self._all_layers = None
         if self._active:
             _set_requires_grad(tuner, False)
         else:
@@ -202,6 +205,7 @@ class AdaptedModel(nn.Module):
         tuner = self.tuner(adapter_name)
         tuner.remove()
         del self.tuners[adapter_name]
+        self._all_layers = None
         remaining = [active for active in self._active if active != adapter_name]
         self._active = tuple(remaining)
         self._adding_to_loss = tuple(other for other in self._adding_to_loss if other is not tuner)
@@ -287,9 +291,11 @@ class AdaptedModel(nn.Module):
                 layers.update((id(placement.layer), placement.layer) for placement in self.tuners[name].placements)
         return list(layers.values())
 
-    def layers(self) -> list[AdaptedLayer]:
+    def layers(self) -> tuple[AdaptedLayer, ...]:
         """Return all adapted layers."""
-        return self._layers_of(self.tuners)
+        if self._all_layers is None:
+            self._all_layers = tuple(self._layers_of(self.tuners))
+        return self._all_layers
 
     def placements(self) -> Iterator[tuple[str, Placement]]:
         """Yield (adapter's name, part) for every part of every adapter."""
@@ -353,6 +359,7 @@ class AdaptedModel(nn.Module):
         self._active = self._adding_to_loss = ()
         for name in list(self.tuners):
             self.tuners.pop(name).remove()
+        self._all_layers = None
         self._thaw()
         return self.model
 

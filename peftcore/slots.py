@@ -162,7 +162,7 @@ def take_out(placement: Placement, name: str) -> None:
     layer = placement.layer
     if layer.parts(name):
         layer.detach(name)
-    if layer.names():
+    if not layer.is_bare():
         return
     for parent, attribute in placement.sites:
         _replace(parent, attribute, layer)
