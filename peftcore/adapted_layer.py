@@ -18,11 +18,15 @@ from peftcore.adapters.base import Adapter, AdapterDict
 from peftcore.adapters.delta import WeightDelta
 from peftcore.adapters.selective import Selective
 from peftcore.base_layers.base import BaseLayer
-from peftcore.batches import batch_size, first_tensor, join_rows, take_rows
+from peftcore.batches import batch_size, first_tensor, join_rows, repeat_row, take_rows
 from peftcore.call_state import BASE, CallState, Group, Rows
 from peftcore.composition import fold, run, run_deltas
 from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError
-from peftcore.merging import MergedWeight, check_finite, check_mergeable
+from peftcore.merging import MergedWeight, check_finite, check_mergeable, stored_weight
+
+#: Where the parts of an adapter on one layer are, in the order in which they act: its method's; what repeats rows that
+#: train on another layer; what else trains beside the method.
+_STORES = ("adapters", "repeated", "auxiliary")
 
 
 class AdaptedLayer(nn.Module):
@@ -49,7 +53,8 @@ class AdaptedLayer(nn.Module):
     _acting: tuple[Adapter, ...] = ()
     #: Whether all that act are deltas, which may then act on the input one by one.
     _only_deltas: bool = True
-    #: Whether the layer is to have a weight of its own while something is merged, since others store the same one.
+    #: Whether the layer has a weight of its own while something is merged, since others store the same one and are not
+    #: changed alike. Then it also takes up what otherwise reaches it through the shared weight.
     keeps_weight_apart: bool = False
     #: What is needed to take out again what is merged; None if nothing is.
     _merging: MergedWeight | None = None
@@ -69,14 +74,15 @@ class AdaptedLayer(nn.Module):
     # ------------------------------------------------------------------------------------------- contents
 
     def _stores(self) -> tuple[AdapterDict, ...]:
-        auxiliary = self._modules.get("auxiliary")
-        adapters = self._modules["adapters"]
-        return (adapters,) if auxiliary is None else (adapters, auxiliary)  # type: ignore[return-value]
+        modules = self._modules
+        return tuple(modules[name] for name in _STORES if name in modules)  # type: ignore[misc]
 
     def parts(self, name: str) -> tuple[Adapter, ...]:
         """Return what an adapter has on this layer, in the order in which it acts; nothing for an unknown name."""
-        parts = tuple(store._modules[name] for store in self._stores() if name in store._modules)
-        return parts[::-1] if len(parts) == 2 and parts[1].acts_first else parts  # type: ignore[return-value, union-attr]
+        parts: list[Any] = [store._modules[name] for store in self._stores() if name in store._modules]
+        if len(parts) > 1:
+            parts.sort(key=lambda part: not part.acts_first)
+        return tuple(parts)
 
     def names(self) -> list[str]:
         """Return the names of the adapters that have a part on this layer."""
@@ -88,18 +94,18 @@ class AdaptedLayer(nn.Module):
 
     def place(self, name: str, adapter: Adapter, *, auxiliary: bool = False) -> None:
         """Put a part of an adapter on this layer; it acts once it is active."""
-        if auxiliary and "auxiliary" not in self._modules:
-            self._modules["auxiliary"] = AdapterDict()
+        kind = "adapters" if not auxiliary else "repeated" if adapter.repeats_another else "auxiliary"
+        store = self._modules.setdefault(kind, AdapterDict())
+        assert isinstance(store, AdapterDict)
         merged = self._merged
         if adapter.depends_on_weight and merged:
             self.unmerge()
-        store = self.auxiliary if auxiliary else self.adapters
         store[name] = adapter
         if adapter.training != self.training:
             adapter.train(self.training)
             store.training = self.training
         if merged and not self._merged:
-            self.merge(merged)
+            self.merge_again(merged)
         if name in self._active:
             self._replan()
 
@@ -122,7 +128,7 @@ class AdaptedLayer(nn.Module):
             self._active = tuple(active for active in self._active if active != name)
             self._replan()
         if others and not self._merged:
-            self.merge(others)
+            self.merge_again(others)
         return parts
 
     # --------------------------------------------------------------------------------------- what is active
@@ -209,6 +215,10 @@ class AdaptedLayer(nn.Module):
     # --------------------------------------------------------------------------------------- mixed batches
 
     def _forward_rows(self, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if rows.stands_for_all(first_tensor(args, kwargs), self.base.batch_dim):
+            if not any(self.parts(name) for name in rows.names):
+                return self.base.forward(*args, **kwargs)
+            args, kwargs = repeat_row((args, kwargs), rows.size, self.base.batch_dim)
         batch = batch_size(self.base.batch_dim, args, kwargs)
         groups = rows.groups(batch, first_tensor(args, kwargs).device)
         chosen = [self._parts_of(group) for group in groups]
@@ -263,9 +273,14 @@ class AdaptedLayer(nn.Module):
         self._check_order(names)
         if safe_merge:
             check_finite(part for name in names for part in self.parts(name) if part.replaces_layer)
+        self.merge_again(names, safe_merge)
+
+    def merge_again(self, adapter_names: Sequence[str], safe_merge: bool = False) -> None:
+        """Fold in what was merged before and taken out for a while; whether it may be merged is not asked again."""
+        parts = self.folding_parts(adapter_names)
         if parts:
             self._merge(parts, safe_merge)
-        self._merged += tuple(names)
+        self._merged += tuple(adapter_names)
         self._replan()
 
     def _merge(self, parts: Sequence[Adapter], safe_merge: bool) -> None:
@@ -286,7 +301,7 @@ class AdaptedLayer(nn.Module):
         first = [*self._merged, *names]
         order = [name for name in first if name in self._active]
         in_order = order == list(self._active[: len(order)])
-        if not in_order and not all(part.commutes for part in self.folding_parts(self._active)):
+        if not in_order and not all(part.commutes for part in self.weight_parts(self._active)):
             raise MergeError(
                 f"The active adapters act in the order {', '.join(self._active)}, which matters for their methods: "
                 f"merging {', '.join(names)} first would change the output. Merge them in that order."
@@ -307,10 +322,23 @@ class AdaptedLayer(nn.Module):
         self._merged = ()
         self._replan()
 
-    def folding_parts(self, names: Iterable[str]) -> list[Adapter]:
-        """Return the parts that write to this layer's weight when they are merged."""
+    def weight_parts(self, names: Iterable[str]) -> list[Adapter]:
+        """Return the parts that change this layer's weight: those that do not stand for, or on, a whole module."""
         parts = (part for name in names for part in self.parts(name))
-        return [part for part in parts if not (part.replaces_layer or part.repeats_another)]
+        return [part for part in parts if not (part.replaces_layer or part.base.kind == "module")]
+
+    def folding_parts(self, names: Iterable[str]) -> list[Adapter]:
+        """Return the parts that write to this layer's weight when they are merged.
+
+        What repeats another layer's part comes with the weight that both store, unless this layer keeps its own apart.
+        """
+        return [part for part in self.weight_parts(names) if self.keeps_weight_apart or not part.repeats_another]
+
+    @property
+    def frozen_parameter(self) -> nn.Parameter | None:
+        """The parameter in which the frozen layer stores its weight when nothing is merged, if it is one."""
+        shared = None if self._merging is None else self._merging.shared
+        return stored_weight(self.base) if shared is None else shared
 
     # ------------------------------------------------------------------- what others ask the frozen layer for
 
@@ -354,7 +382,7 @@ class AdaptedLayer(nn.Module):
                 return part.acting(name)
         if name not in weights or not parts:
             return getattr(self.base_layer, name)
-        weight, bias = fold(self.base, parts)
+        weight, bias = fold(self.base, parts, in_call=True)
         return bias if name == self.base.bias_name else weight
 
     def _view_of_adapters(self, name: str) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ to the layers that this adapter stands on: not to the model, and not to the othe
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,17 +15,21 @@ from torch import Tensor, nn
 
 from peftcore.adapted_layer import AdaptedLayer
 from peftcore.adapters.selective import Selective
+from peftcore.building import parameters_of, paused_collector
 from peftcore.call_state import BASE, CallState
 from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys, with_prefix
+from peftcore.compatibility import check_together
 from peftcore.config import PeftConfig
-from peftcore.exceptions import AdapterNameError, CompositionError, NotMergeableError
+from peftcore.exceptions import AdapterNameError, NotMergeableError
 from peftcore.merged_layers import merge_into_all
 from peftcore.merging import check_mergeable
+from peftcore.prompts.prompting import Prompting
+from peftcore.prompts.tuner import PromptTuner
 from peftcore.registry import registry
 from peftcore.slots import Placement
 from peftcore.targets import TargetReport
-from peftcore.tuner import Tuner, add_to_loss, parameters_of, paused_collector
-from peftcore.tying import keep_shared_weights_apart
+from peftcore.tuner import Tuner, add_to_loss
+from peftcore.tying import shared_weights_apart
 from peftcore.written_along import take_what_was_written_along
 
 #: Where a model that was adapted in place keeps its AdaptedModel; outside the module tree, which stays free of cycles.
@@ -53,6 +57,8 @@ class AdaptedModel(nn.Module):
         self._adding_to_loss: tuple[Tuner, ...] = ()
         #: All adapted layers, gathered when they are first asked for after a change.
         self._all_layers: tuple[AdaptedLayer, ...] | None = None
+        #: Lets virtual tokens take part in calls; None without an adapter that has any.
+        self.prompt_encoder: Prompting | None = None
         #: Parameters of the user's model that trained before it was adapted.
         self._trained_before: list[nn.Parameter] = []
 
@@ -66,10 +72,20 @@ class AdaptedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's model; what active methods add to its loss is in the output's ``loss``, if it has one."""
-        output = self.model(*args, **kwargs)
+        if self.prompt_encoder is None:
+            output = self.model(*args, **kwargs)
+        else:
+            output = self.prompt_encoder.call(self._active, args, kwargs)
         if self._adding_to_loss and self.call_state.enabled:
             add_to_loss(output, self._adding_to_loss)
         return output
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the user's model's own ``generate``."""
+        generate: Callable[..., Any] = self.model.generate  # type: ignore[assignment]
+        if self.prompt_encoder is None:
+            return generate(*args, **kwargs)
+        return self.prompt_encoder.generate(generate, self._active, args, kwargs)
 
     def update_and_allocate(self, global_step: int) -> None:
         """Let the active adapters' methods act after an optimizer's step; call it once per step.
@@ -143,6 +159,12 @@ class AdaptedModel(nn.Module):
         tuner.insert(self.call_state)
         self.tuners[tuner.name] = tuner
         self._all_layers = None
+        if isinstance(tuner, PromptTuner):
+            self.prompt_encoder = self.prompt_encoder or Prompting(self.model, self.call_state)
+            self.prompt_encoder.add(tuner.name, tuner.encoder)
+        if any(placement.layer.merged for placement in tuner.placements):
+            with shared_weights_apart(self.model):
+                pass  # what has come may be computed from a frozen weight into which another layer has merged
         if self._active:
             _set_requires_grad(tuner, False)
         else:
@@ -183,7 +205,7 @@ class AdaptedModel(nn.Module):
             autocast_adapter_dtype=autocast_adapter_dtype,
             on_unmatched="ignore",
         )
-        state = rename_keys(state, key_mapping or {})
+        state = rename_keys(state, key_mapping or {}, tuner.layer_prefix)
         state = registry.convert_checkpoint(tuner.method.name, state, tuner.config, source) or state
         report = load_adapter_state(
             tuner,
@@ -203,7 +225,7 @@ class AdaptedModel(nn.Module):
         If it was active alone, the first one left becomes active.
         """
         tuner = self.tuner(adapter_name)
-        tuner.remove()
+        self._remove(tuner)
         del self.tuners[adapter_name]
         self._all_layers = None
         remaining = [active for active in self._active if active != adapter_name]
@@ -213,6 +235,11 @@ class AdaptedModel(nn.Module):
             self._thaw()
         elif not remaining:
             self.set_adapter(next(iter(self.tuners)))
+
+    def _remove(self, tuner: Tuner) -> None:
+        tuner.remove()
+        if self.prompt_encoder is not None and not self.prompt_encoder.without(tuner.name):
+            self.prompt_encoder = None
 
     def _freeze(self) -> None:
         self.model.__dict__[_HOST] = self
@@ -247,7 +274,7 @@ class AdaptedModel(nn.Module):
         names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
         tuners = [self.tuner(name) for name in names]
         layers = self._layers_of([*self._active, *names])
-        self._check_together(names, tuners, layers)
+        check_together(tuners, layers)
         for name in self._active:
             if name in self.tuners:
                 _set_requires_grad(self.tuners[name], False)
@@ -257,31 +284,6 @@ class AdaptedModel(nn.Module):
             _set_requires_grad(tuner, not (inference_mode or tuner.config.inference_mode))
         self._active = tuple(names)
         self._adding_to_loss = tuple(tuner for tuner in tuners if type(tuner).extra_loss is not Tuner.extra_loss)
-
-    def _check_together(self, names: Sequence[str], tuners: Sequence[Tuner], layers: Iterable[AdaptedLayer]) -> None:
-        methods = {tuner.method.name: tuner.method for tuner in tuners}
-        alone = [method.name for method in methods.values() if not method.is_mixed_compatible]
-        if alone and len(methods) > 1:
-            raise CompositionError(
-                f"Method {alone[0]!r} can't be active together with {', '.join(sorted(set(methods) - {alone[0]}))}."
-            )
-        for layer in layers:
-            layer.check_together(names)
-        self._check_replaced(names)
-
-    def _check_replaced(self, names: Sequence[str]) -> None:
-        """Refuse adapters of which one trains a copy of a module inside which another acts: it would act on nothing."""
-        placements = [(name, p) for name in names for p in self.tuners[name].placements]
-        whole = {p.path: name for name, p in placements if p.adapter.replaces_layer}
-        for name, placement in placements if whole else ():
-            parts = placement.path.split(".")
-            outside = (".".join(parts[:depth]) for depth in range(1, len(parts)))
-            over = next((path for path in outside if whole.get(path, name) != name), None)
-            if over is not None:
-                raise CompositionError(
-                    f"Adapter {whole[over]!r} trains a copy of the whole of {over}, so {name!r} can't act on "
-                    f"{placement.path} inside it. Activate one of them."
-                )
 
     def _layers_of(self, names: Iterable[str]) -> list[AdaptedLayer]:
         """Return the adapted layers on which any of these adapters stands, each once."""
@@ -322,9 +324,8 @@ class AdaptedModel(nn.Module):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._check_mergeable(self.tuner(name))
-        layers = self._layers_of(names)
-        keep_shared_weights_apart(self.model, layers, names)
-        merge_into_all(layers, names, safe_merge, progressbar)
+        with shared_weights_apart(self.model, names):
+            merge_into_all(self._layers_of(names), names, safe_merge, progressbar)
 
     @staticmethod
     def _check_mergeable(tuner: Tuner) -> None:
@@ -351,14 +352,14 @@ class AdaptedModel(nn.Module):
                 yield
         finally:
             for layer, names in merged:
-                layer.merge(names)
+                layer.merge_again(names)
 
     def unload(self) -> nn.Module:
         """Take all adapters out and return the user's model as it was."""
         self.unmerge_adapter()
         self._active = self._adding_to_loss = ()
         for name in list(self.tuners):
-            self.tuners.pop(name).remove()
+            self._remove(self.tuners.pop(name))
         self._all_layers = None
         self._thaw()
         return self.model

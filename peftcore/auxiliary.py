@@ -41,7 +41,7 @@ def plan_auxiliary(
         TargetError: The model does not have what the config names.
         ConfigError: Two wishes exclude each other.
     """
-    copies = list(_modules_to_save(model, config.modules_to_save or (), on_unmatched))
+    copies = list(plan_modules_to_save(model, config.modules_to_save or (), on_unmatched))
     slots = [
         *(tie_copies(model, copies) if config.ensure_weight_tying else copies),
         *_biases(model, config, main),
@@ -63,7 +63,17 @@ def _is_called(path: str, name: str) -> bool:
 # ---------------------------------------------------------------------------------------- whole modules
 
 
-def _modules_to_save(model: nn.Module, names: Sequence[str], on_unmatched: OnUnmatched) -> Iterator[Slot]:
+def plan_modules_to_save(model: nn.Module, names: Sequence[str], on_unmatched: OnUnmatched) -> Iterator[Slot]:
+    """Yield the slots for whole modules.
+
+    Args:
+        model: The user's model.
+        names: The modules' names, or ends of their paths.
+        on_unmatched: What to do about one that the model does not have.
+
+    Raises:
+        TargetError: The model does not have one.
+    """
     if not names:
         return
     found: set[str] = set()

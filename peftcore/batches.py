@@ -34,6 +34,17 @@ def take_rows(values: Any, index: Tensor | None, size: int, batch_dim: int) -> A
     return _map_tensors(pick, values)
 
 
+def repeat_row(values: Any, size: int, batch_dim: int) -> Any:
+    """Write every tensor in a nested structure that has one row with ``size`` equal ones; the rest passes unchanged."""
+
+    def repeat(tensor: Tensor) -> Tensor:
+        if tensor.dim() < 2 or tensor.shape[batch_dim] != 1:
+            return tensor  # a single number is no row
+        return tensor.expand(*tensor.shape[:batch_dim], size, *tensor.shape[batch_dim + 1 :])
+
+    return _map_tensors(repeat, values)
+
+
 def join_rows(outputs: Sequence[Any], order: Tensor, sizes: Sequence[int], batch_dim: int) -> Any:
     """Put the groups' results together, nested structures tensor by tensor, and their rows into the batch's order.
 

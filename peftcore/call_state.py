@@ -43,22 +43,21 @@ class Rows:
         repeated: Whether a model may repeat each row of the batch, as generation does for beams.
     """
 
-    #: The adapter that every row asks for, if they are not told apart.
-    only: str | None = None
-
     def __init__(self, names: Sequence[str], *, repeated: bool = False) -> None:
         self.names = tuple(names)
         self.repeated = repeated
+        #: The adapter that every row asks for, however many a layer sees; None if they are to be told apart.
+        self.only = self.names[0] if len(set(self.names)) == 1 else None
         #: How many consecutive entries of a layer's input may stand for one row.
         self.multiples = frozenset({1})
+        #: How many rows the model's batch has; 0 if its arguments leave that open.
+        self.size = len(self.names)
         self._groups: dict[tuple[int, torch.device], tuple[Group, ...]] = {}
 
     @classmethod
     def all_for(cls, name: str) -> Rows:
         """Return the assignment by which every row, however many there are, asks for one adapter."""
-        rows = cls(())
-        rows.only = name
-        return rows
+        return cls((name,))
 
     def expect(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Learn from a model's arguments how rows may appear inside: one by one, repeated, or flattened to tokens.
@@ -77,11 +76,27 @@ class Rows:
                 "Give one name per row."
             )
         repeats = {(len(tensor) // len(self.names), tensor.shape[1] if tensor.dim() > 1 else 1) for tensor in fitting}
+        # Time steps may fit by chance, but the batch itself has more than one dimension as a rule.
+        sizes = {len(tensor) for tensor in fitting if tensor.dim() > 1} or {len(tensor) for tensor in fitting}
+        self.size = sizes.pop() if len(sizes) == 1 else 0
         self.multiples = frozenset({1}.union(*({times, times * tokens} for times, tokens in repeats)))
 
     def _explains(self, size: int) -> bool:
         number = len(self.names)
         return bool(number and size) and (size == number or (self.repeated and size % number == 0))
+
+    def stands_for_all(self, x: Tensor, batch_dim: int) -> bool:
+        """Whether a layer is called with one row that the model computes once for the batch, as positions are.
+
+        A row has a length: ids are ``[1, length]``, features ``[1, length, features]``. One vector or one id alone may
+        be anything (a token that was routed here, a query for all), and where it goes then can't be told.
+
+        Args:
+            x: The layer's first tensor.
+            batch_dim: The dimension along which rows lie.
+        """
+        has_length = x.dim() > (2 if x.is_floating_point() else 1)
+        return self.only is None and self.size > 1 and has_length and x.shape[batch_dim] == 1
 
     def groups(self, size: int, device: torch.device) -> tuple[Group, ...]:
         """Return the rows of each adapter, for a layer that sees ``size`` rows; made once per size and device.
@@ -106,8 +121,6 @@ class Rows:
         members: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):
             members.setdefault(name, []).extend(range(row * multiple, (row + 1) * multiple))
-        if len(members) == 1:
-            return (Group(self.names[0], None),)
         return tuple(Group(name, torch.tensor(rows, device=device)) for name, rows in members.items())
 
 
@@ -125,17 +138,19 @@ class CallState:
     Attributes:
         enabled: False while adapters are switched off.
         rows: The assignment of a mixed batch, or None.
+        prompted: The virtual tokens that the call goes on with, or None; see :mod:`peftcore.prompts`.
     """
 
     def __init__(self) -> None:
         self.enabled = True
         self.rows: Rows | None = None
+        self.prompted: Any = None
         #: Assignments whose graphs may still be differentiated; None until there has been one.
         self._differentiable: weakref.WeakSet[Rows] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model is in no call.
-        return {"enabled": self.enabled, "rows": None, "_differentiable": None}
+        return {"enabled": self.enabled, "rows": None, "prompted": None, "_differentiable": None}
 
     def current_rows(self) -> Rows | None:
         """Return the assignment that holds now: the call's, or, where activations are recomputed, that which made them.
@@ -168,6 +183,15 @@ class CallState:
             yield
         finally:
             self.enabled = before
+
+    @contextmanager
+    def prompting(self, call: Any) -> Iterator[None]:
+        """Let virtual tokens go into the model for the time of the block."""
+        before, self.prompted = self.prompted, call
+        try:
+            yield
+        finally:
+            self.prompted = before
 
     @contextmanager
     def assigned(self, rows: Rows | None) -> Iterator[None]:

@@ -8,7 +8,8 @@ No name is ever cut up or searched for an adapter's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,8 +24,6 @@ from peftcore.slots import Placement
 from peftcore.targets import NearestNames
 from peftcore.tuner import Tuner
 
-#: What the names of tensors in layers start with; a constant of the format.
-PREFIX = "base_model.model."
 #: What the names of tensors start with that an adapter holds once per model.
 SHARED_PREFIX = "base_model."
 
@@ -106,10 +105,35 @@ def saved_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
     return found
 
 
+def live_tensors(tuner: Tuner) -> list[SavedTensor]:
+    """Return the tensors that an adapter holds in the model and that a state dict of the model has.
+
+    A file may hold others: those of modules that are made for the occasion, and computed from these.
+    """
+    found: dict[str, SavedTensor] = {}
+    for number, module in enumerate(tuner.modules()):
+        _collect(f"{number}.", module, found)
+    return list(found.values())
+
+
+@contextmanager
+def other_values(places: Sequence[SavedTensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Let an adapter hold other tensors for the time of the block, of whatever dtype and wherever they are."""
+    own = [place.tensor for place in places]
+    try:
+        for place, tensor, value in zip(places, own, values, strict=True):
+            parameter = isinstance(tensor, nn.Parameter)
+            place.store[place.name] = nn.Parameter(value.detach(), requires_grad=False) if parameter else value
+        yield
+    finally:
+        for place, tensor in zip(places, own, strict=True):
+            place.store[place.name] = tensor
+
+
 def repeated_names(tuner: Tuner) -> dict[str, str]:
     """Return the names under which files may hold a tensor again, each with the name that it has here."""
     repeated = {
-        f"{PREFIX}{placement.key}.{name}": tensor
+        f"{tuner.layer_prefix}{placement.key}.{name}": tensor
         for placement in tuner.placements
         for name, tensor in placement.adapter.repeated_tensors().items()
     }
@@ -132,18 +156,18 @@ def derived_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
 def _collect(prefix: str, module: nn.Module, found: dict[str, SavedTensor]) -> None:
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            found[f"{prefix}.{name}"] = SavedTensor(module, name)
+            found[f"{prefix}{name}"] = SavedTensor(module, name)
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
-            found[f"{prefix}.{name}"] = SavedTensor(module, name)
+            found[f"{prefix}{name}"] = SavedTensor(module, name)
     for name, child in module._modules.items():
         if child is not None:
-            _collect(f"{prefix}.{name}", child, found)
+            _collect(f"{prefix}{name}.", child, found)
 
 
 def adapter_state(tuner: Tuner) -> dict[str, Tensor]:
     """Return an adapter's tensors under the file's names, detached, not copied."""
-    return {key: place.tensor.detach() for key, place in saved_tensors(tuner).items()}
+    return {**{key: place.tensor.detach() for key, place in saved_tensors(tuner).items()}, **tuner.derived_state()}
 
 
 @torch.no_grad()
@@ -167,47 +191,51 @@ def load_adapter_state(
     Raises:
         CheckpointError: Something does not fit; the message lists what. The adapter is as before.
     """
-    state = without_repeats(tuner, without_derived(tuner, with_prefix(state, tuner)))
+    state = tuner.settle_state(without_repeats(tuner, without_derived(tuner, with_prefix(state, tuner))))
     places = saved_tensors(tuner)
     report = _compare(places, state)
     if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
         raise CheckpointError(f"The file does not fit adapter {tuner.name!r} ({tuner.method.name}). {report}")
     for placement in tuner.placements:
-        _announce(placement, state)
+        _announce(placement, state, tuner.layer_prefix)
     taken: dict[int, tuple[Tensor, Tensor]] = {}
     for key in report.loaded:
         _put(places[key], state[key], assign, taken)
     return report
 
 
-def _announce(placement: Placement, state: Mapping[str, Tensor]) -> None:
+def _announce(placement: Placement, state: Mapping[str, Tensor], layer_prefix: str) -> None:
     if type(placement.adapter).before_load is Adapter.before_load:
         return
     own: dict[str, SavedTensor] = {}
     _collect("", placement.adapter.saved_module(), own)
-    prefix = PREFIX + placement.key
-    placement.adapter.before_load({name[1:]: state[prefix + name] for name in own if prefix + name in state})
+    prefix = f"{layer_prefix}{placement.key}."
+    placement.adapter.before_load({name: state[prefix + name] for name in own if prefix + name in state})
 
 
 def _only_shapes(report: LoadReport) -> bool:
     return not (report.missing_keys or report.unexpected_keys)
 
 
-def rename_keys(state: Mapping[str, Tensor], mapping: Mapping[str, str]) -> Mapping[str, Tensor]:
+def rename_keys(
+    state: Mapping[str, Tensor], mapping: Mapping[str, str], layer_prefix: str = Tuner.layer_prefix
+) -> Mapping[str, Tensor]:
     """Return a state under other names.
 
     Args:
         state: By the file's names.
+        layer_prefix: What the names of tensors in layers start with.
         mapping: Regular expressions and what to write instead, applied to the part behind ``base_model.model.``; of
             several that fit, the first counts.
     """
     if not mapping:
         return state
-    return {_renamed(key, mapping): value for key, value in state.items()}
+    return {_renamed(key, mapping, layer_prefix): value for key, value in state.items()}
 
 
-def _renamed(key: str, mapping: Mapping[str, str]) -> str:
-    prefix, path = (PREFIX, key[len(PREFIX) :]) if key.startswith(PREFIX) else ("", key)
+def _renamed(key: str, mapping: Mapping[str, str], layer_prefix: str) -> str:
+    path = key.removeprefix(layer_prefix)
+    prefix = key[: len(key) - len(path)]
     for pattern, replacement in mapping.items():
         renamed, number = re.subn(pattern, replacement, path)
         if number:
@@ -229,8 +257,9 @@ def with_prefix(state: Mapping[str, Tensor], tuner: Tuner) -> Mapping[str, Tenso
     places = {**saved_tensors(tuner), **repeated_names(tuner)}
     if all(key in places for key in state):
         return state
+    prefix = tuner.layer_prefix
     return {
-        PREFIX + key if key not in places and PREFIX + key in places else key: value for key, value in state.items()
+        prefix + key if key not in places and prefix + key in places else key: value for key, value in state.items()
     }
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from peftcore.adapters.base import Adapter
-from peftcore.adapters.transform import WeightTransform
 from peftcore.base_layers.base import BaseLayer
 
 
@@ -32,7 +31,7 @@ def fold(base: BaseLayer, parts: Iterable[Adapter], *, in_call: bool = False) ->
     weight, bias = base.read_weight(), base.read_bias()
     for part in parts:
         wide = torch.promote_types(weight.dtype, part.dtype)
-        fold_part = part.fold_in_call if in_call and isinstance(part, WeightTransform) else part.fold
+        fold_part = part.fold_in_call if in_call else part.fold
         weight, bias = fold_part(weight.to(wide), bias)
     return weight.to(base.dtype), bias
 

@@ -26,6 +26,8 @@ from typing import Any, ClassVar
 from typing_extensions import Self, dataclass_transform
 
 from peftcore.exceptions import CheckpointError, ConfigError
+from peftcore.options import dropout_option as dropout_option
+from peftcore.options import layout_option as layout_option
 from peftcore.options import option as option
 from peftcore.options import problem_with
 from peftcore.peft_type import PeftType, TaskType
@@ -57,7 +59,7 @@ class PeftConfig:
     auto_mapping: dict[str, Any] | None = option(
         None, "Class and library of the base model, for models without a task."
     )
-    peft_version: str | None = option(None, "Version of the library that wrote the file.")
+    peft_version: str | None = option(None, "Version of the library that wrote the file.", extension=True)
     base_model_name_or_path: str | None = option(None, "Where the base model came from.")
     revision: str | None = option(None, "Revision of the base model.")
     inference_mode: bool = option(False, "Whether the adapter is frozen when it is put into a model.")
@@ -229,7 +231,9 @@ class LayerConfig(PeftConfig):
     layers_pattern: str | list[str] | None = option(
         None, "Name of the list of layers that the indices count.", extension=True
     )
-    modules_to_save: list[str] | None = option(None, "Modules to train whole and to save with the adapter.")
+    modules_to_save: list[str] | None = option(
+        None, "Modules to train whole and to save with the adapter.", extension=True
+    )
     target_parameters: list[str] | None = option(
         None, "Parameters to adapt that belong to no supported layer, such as stacked experts.", extension=True
     )
@@ -248,7 +252,7 @@ class LayerConfig(PeftConfig):
 
     def _settle_types(self) -> None:
         super()._settle_types()
-        for name in ("target_modules", "exclude_modules"):
+        for name in _name_fields(type(self)):  # type: ignore[arg-type]  # as below
             value = getattr(self, name)
             if isinstance(value, (list, tuple, frozenset)):
                 setattr(self, name, _set_of_names(value, self.refuse, name))
@@ -294,11 +298,17 @@ class LayerConfig(PeftConfig):
             hit = next((key for key in patterns if _ends_with(key, path)), None)
             if hit is not None:
                 changed[name] = patterns[hit]
-        if not changed:
-            return self
-        special = copy.copy(self)
-        special.__dict__.update(changed)
-        return special
+        return self.unchecked_copy(**changed) if changed else self
+
+    def unchecked_copy(self, **values: Any) -> Self:
+        """Return a copy with other values, which may also be what only a config for one layer has."""
+        other = copy.copy(self)
+        other.__dict__.update(values)
+        return other
+
+    def pattern_of(self, field: str) -> str | None:
+        """Return the name of the field that has other values of a field for single layers, None if there is none."""
+        return dict(_pattern_fields(type(self))).get(field)  # type: ignore[arg-type]  # as above
 
     def _patterns(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for name, pattern in _pattern_fields(type(self)):  # type: ignore[arg-type]  # as above
@@ -310,6 +320,12 @@ class LayerConfig(PeftConfig):
 @functools.cache
 def _type_hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _name_fields(cls: Any) -> tuple[str, ...]:
+    """Return the fields that hold sets of names; a list, as JSON has them, does as well."""
+    return tuple(name for name, hint in _type_hints(cls).items() if set[str] in typing.get_args(hint))
 
 
 @functools.cache

@@ -81,6 +81,10 @@ class MixedBatchError(PeftCoreError, ValueError):
     """``adapter_names=`` does not fit the batch, the mode or the adapters of the model."""
 
 
+class StepError(PeftCoreError, RuntimeError):
+    """A training loop told a method of a step at a time when the method can't make use of it."""
+
+
 class TaskError(PeftCoreError, ValueError):
     """A model lacks what its task type needs."""
 

@@ -14,7 +14,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from peftcore.adapted_model import AdaptedModel
-from peftcore.checkpoint import PREFIX, LoadReport, adapter_state, load_adapter_state, saved_tensors
+from peftcore.checkpoint import (
+    LoadReport,
+    adapter_state,
+    live_tensors,
+    load_adapter_state,
+    other_values,
+)
 from peftcore.config import PeftConfig
 from peftcore.exceptions import CheckpointError, ConfigError, MergeError
 from peftcore.model import PeftModel
@@ -154,6 +160,7 @@ def get_peft_model_state_dict(
 
     Raises:
         AdapterNameError: There is no such adapter.
+        CheckpointError: The state dict given lacks some of its tensors.
     """
     refuse_arguments(
         "get_peft_model_state_dict", kwargs, {"unwrap_compiled": (False,), "save_embedding_layers": ("auto", False)}
@@ -163,20 +170,21 @@ def get_peft_model_state_dict(
     if isinstance(model, PeftModel):
         return state
     # A model that was adapted in place knows nothing of the holder whose name the prefix is.
-    return {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    return {key.removeprefix(tuner.layer_prefix): tensor for key, tensor in state.items()}
 
 
 def _taken_from(state_dict: Mapping[str, Tensor], tuner: Tuner, model: nn.Module) -> dict[str, Tensor]:
     """Take an adapter's tensors out of a state dict of the whole model, which has them by their live names."""
     paths = {id(module): path for path, module in model.named_modules()}
-    places = saved_tensors(tuner)
-    live = {key: f"{paths[id(place.owner)]}.{place.name}".lstrip(".") for key, place in places.items()}
-    lost = [name for name in live.values() if name not in state_dict]
+    places = live_tensors(tuner)
+    names = [f"{paths[id(place.owner)]}.{place.name}" for place in places]
+    lost = [name for name in names if name not in state_dict]
     if lost:
         raise CheckpointError(
             f"The state dict given lacks {lost[0]} and {len(lost) - 1} more tensors of adapter {tuner.name!r}."
         )
-    return {key: state_dict[name] for key, name in live.items()}
+    with other_values(places, [state_dict[name] for name in names]):
+        return adapter_state(tuner)
 
 
 def set_peft_model_state_dict(

@@ -79,10 +79,12 @@ def adapt_base_layer(layer: nn.Module) -> BaseLayer | None:
 
 @hookspec(firstresult=True)
 def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Say which modules a method adapts when its config names none.
+    """Say which modules a method adapts when its config names none, for methods and models of others.
 
+    A method's own table stands in its :class:`~peftcore.method.PeftMethod`, as ``default_targets``, and needs no hook.
     The tuner calls it when a config has no targets and the model states its ``config.model_type``.
-    The first plugin that returns a sequence decides; if none does, the user is asked to name the targets.
+    The first plugin that returns a sequence decides; if none does, the method's own table; if that does not have the
+    model's type, the user is asked to name the targets.
 
     Args:
         method: the method's name, in lower case.
@@ -93,11 +95,11 @@ def default_target_modules(method: str, model_type: str) -> Sequence[str] | None
 
     Example::
 
-        TABLE = {"llama": ["q_proj", "v_proj"]}
+        TABLE = {"my_architecture": ["query_proj", "value_proj"]}
 
         @hookimpl
-        def default_target_modules(method, model_type):
-            return TABLE.get(model_type) if method == "c3a" else None
+        def default_target_modules(model_type):
+            return TABLE.get(model_type)
     """
 
 

@@ -30,7 +30,7 @@ def merge_into_all(
         for layer, before in reversed(done):
             if layer.merged_adapters != before:
                 layer.unmerge()
-                layer.merge(before)
+                layer.merge_again(before)
         raise
 
 

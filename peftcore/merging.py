@@ -58,7 +58,7 @@ class MergedWeight:
     def __init__(self, base: BaseLayer) -> None:
         self.base = base
         #: The parameter that another module stores too, kept while this layer has one of its own.
-        self._shared: nn.Parameter | None = None
+        self.shared: nn.Parameter | None = None
 
     @torch.no_grad()
     def merge(
@@ -94,15 +94,15 @@ class MergedWeight:
     def unmerge(self, merged: Sequence[Adapter]) -> None:
         """Take everything that is merged out of the weight."""
         self._restore_frozen(merged)
-        if self._shared is not None:
-            self._put(self._shared)
-            self._shared = None
+        if self.shared is not None:
+            self._put(self.shared)
+            self.shared = None
 
     def separate(self) -> None:
         """Give the layer a weight of its own, for one that another module stores too; unmerging gives it up again."""
         shared = stored_weight(self.base)
-        if shared is not None and self._shared is None:
-            self._shared = shared
+        if shared is not None and self.shared is None:
+            self.shared = shared
             self._put(nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
 
     def _write_folded(self, parts: Sequence[Adapter], safe_merge: bool) -> None:

@@ -9,7 +9,8 @@ This is all that the core knows of a method::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from peftcore.adapters.base import Adapter
@@ -19,7 +20,7 @@ from peftcore.exceptions import RegistrationError
 from peftcore.peft_type import PeftType
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PeftMethod:
     """A fine-tuning method, checked when it is made.
 
@@ -35,6 +36,10 @@ class PeftMethod:
 
     adapter_cls: type[Adapter] | None = None
     """The adapter module put on each layer; None if ``tuner_cls`` does without."""
+
+    encoder_cls: type | None = None
+    """Makes the virtual tokens of a prompt method, a class that derives from
+    :class:`peftcore.prompts.PromptEncoder`; None for methods that adapt layers."""
 
     tuner_cls: type | None = None
     """The tuner, a class that derives from :class:`peftcore.tuner.Tuner`; None for the core's own, which puts an
@@ -53,6 +58,10 @@ class PeftMethod:
     is_mixed_compatible: bool = True
     """Whether its adapters can be active together with adapters of other methods."""
 
+    default_targets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict, hash=False)
+    """By the model's ``config.model_type``: the modules that the method adapts when the config names none, written as
+    the entries of ``target_modules``. A plugin may answer for them first, by the hook ``default_target_modules``."""
+
     paper: str | None = None
     """Where the method was published: an arXiv id, or the address of a publication that has none."""
 
@@ -61,6 +70,7 @@ class PeftMethod:
             self._refuse("name", f"{problem}.")
         self._check_config()
         self._check_classes()
+        self._check_default_targets()
         object.__setattr__(self, "prefix", self._checked_prefix())
 
     @property
@@ -81,14 +91,22 @@ class PeftMethod:
             )
 
     def _check_classes(self) -> None:
-        if self.adapter_cls is None and self.tuner_cls is None:
-            self._refuse("adapter_cls", "neither adapter_cls nor tuner_cls is given, so nothing could be trained.")
+        if self.adapter_cls is None and self.tuner_cls is None and self.encoder_cls is None:
+            self._refuse("adapter_cls", "none of adapter_cls, encoder_cls and tuner_cls is given: nothing could train.")
         if self.adapter_cls is not None and not _is_class(self.adapter_cls, Adapter):
             self._refuse("adapter_cls", f"{self.adapter_cls!r} is no class that derives from peftcore's Adapter.")
-        for field in ("tuner_cls", "shared_cls"):
+        for field in ("encoder_cls", "tuner_cls", "shared_cls"):
             value = getattr(self, field)
             if value is not None and not isinstance(value, type):
                 self._refuse(field, f"{value!r} is no class.")
+
+    def _check_default_targets(self) -> None:
+        if not isinstance(self.default_targets, Mapping):
+            self._refuse("default_targets", f"{self.default_targets!r} is no mapping from types of models to names.")
+        for model_type, names in self.default_targets.items():
+            is_listed = isinstance(names, Sequence) and not isinstance(names, str)
+            if not (is_listed and isinstance(model_type, str) and all(isinstance(name, str) for name in names)):
+                self._refuse("default_targets", f"{model_type!r} must stand for a list of names, got {names!r}.")
 
     def _checked_prefix(self) -> str:
         classes = (self.config_cls, self.adapter_cls, self.tuner_cls)

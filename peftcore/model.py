@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -119,11 +119,10 @@ class PeftModel(nn.Module):
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Run the model's own ``generate``; ``adapter_names`` as in :meth:`forward`, one per prompt."""
-        generate: Callable[..., Any] = self.get_base_model().generate  # type: ignore[assignment]
         if adapter_names is None:
-            return generate(*args, **kwargs)
+            return self.base_model.generate(*args, **kwargs)
         with assigned_rows(self.base_model, adapter_names, generating=True):
-            return generate(*args, **kwargs)
+            return self.base_model.generate(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------- adapters
 

@@ -40,6 +40,20 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def dropout_option(what: str) -> float:
+    """Declare a probability with which training leaves something out; by default it leaves out nothing.
+
+    Args:
+        what: What happens to what is left out: "an entry of the input is dropped".
+    """
+    return option(0.0, f"Probability with which {what}.", at_least=0, below=1)
+
+
+def layout_option() -> bool:
+    """Declare ``fan_in_fan_out``, by which some of HF PEFT's configs say how a layer stores its weight."""
+    return option(False, "Ignored, since a layer's own class says how it stores its weight.")
+
+
 _BOUNDS: dict[str, Callable[[float, float], bool]] = {
     "at_least": lambda value, limit: value >= limit,
     "above": lambda value, limit: value > limit,

@@ -62,6 +62,9 @@ class Registry:
     default_tuner_cls: type | None = None
     """What ``tuner_cls=None`` of a method stands for; the tuner's room sets it."""
 
+    prompt_tuner_cls: type | None = None
+    """The same for a method with an ``encoder_cls``."""
+
     def __init__(self, catalog: Catalog = catalog_room.catalog) -> None:
         self.catalog = catalog
         self._manager = new_manager()
@@ -108,8 +111,10 @@ class Registry:
 
     def find_tuner_class(self, method: str) -> type:
         """Return the class of a method's tuner, the core's own if it brings none."""
-        tuner_cls = self[method].tuner_cls or self.default_tuner_cls
-        assert tuner_cls is not None, "the tuner's room sets default_tuner_cls when it is imported"
+        described = self[method]
+        own = self.default_tuner_cls if described.encoder_cls is None else self.prompt_tuner_cls
+        tuner_cls = described.tuner_cls or own
+        assert tuner_cls is not None, "the tuners' rooms set the core's own when they are imported"
         return tuner_cls
 
     def register(self, method: PeftMethod | None = None, *, replace: bool = False, **fields: Any) -> PeftMethod:
@@ -263,11 +268,14 @@ class Registry:
         return answer
 
     def default_target_modules(self, method: str, model_type: str) -> Sequence[str] | None:
-        """Ask the plugins for a method's targets; see :func:`peftcore.hookspecs.default_target_modules`."""
+        """Return a method's targets in a type of model: a plugin's answer, else the method's own; None without either.
+
+        See :func:`peftcore.hookspecs.default_target_modules`; raises what ``registry[method]`` raises.
+        """
         answer: Sequence[str] | None = self._ask(
             "default_target_modules", method=canonical(method), model_type=model_type
         )
-        return answer
+        return self[method].default_targets.get(model_type) if answer is None else answer
 
     def convert_checkpoint(
         self, method: str, state: Mapping[str, Tensor], config: PeftConfig, source: str

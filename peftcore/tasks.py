@@ -14,6 +14,7 @@ from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import TaskError
 from peftcore.model import PeftModel
 from peftcore.peft_type import TaskType
+from peftcore.prompts import PromptConfig
 
 
 class PeftModelWithLabels(PeftModel):
@@ -50,7 +51,7 @@ class PeftModelWithHead(PeftModel):
         Raises:
             TaskError: The model has no such head, and the config names none.
         """
-        if not isinstance(config, LayerConfig):
+        if not isinstance(config, (LayerConfig, PromptConfig)):
             return config
         named = config.modules_to_save or []
         heads = [name for name in self.head_names if name in self.get_base_model()._modules]

@@ -7,10 +7,8 @@ A method with nothing that spans layers needs no tuner of its own.
 from __future__ import annotations
 
 import functools
-import gc
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +21,14 @@ from peftcore.auxiliary import plan_auxiliary
 from peftcore.base_layers.base import BaseLayer
 from peftcore.base_layers.parameter import ParameterLayer
 from peftcore.base_layers.rows import parts_of
+from peftcore.building import (
+    adapter_dtype,
+    has_unsaved_tensors,
+    making_tensors_on,
+    parameters_of,
+    paused_collector,
+    settle_dtype,
+)
 from peftcore.call_state import CallState
 from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import ConfigError, UnsupportedLayerError
@@ -31,9 +37,6 @@ from peftcore.registry import registry
 from peftcore.slots import Placement, Slot, hold_shared, let_go_of_shared, one_view, place, take_out, unwrap
 from peftcore.targets import Inventory, Match, ModuleMatcher, OnUnmatched, TargetReport, find_parameters, find_targets
 from peftcore.tying import tie_adapters
-
-#: dtypes in which training is too coarse; adapters on such layers are kept in float32 unless told otherwise.
-COARSE_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
 
 
 class Tuner:
@@ -48,6 +51,8 @@ class Tuner:
 
     #: Whether the adapter changes what goes into the model rather than its layers.
     changes_inputs: ClassVar[bool] = False
+    #: What the names of tensors in layers start with in a file; a constant of the format.
+    layer_prefix: ClassVar[str] = "base_model.model."
 
     def __init__(self, model: nn.Module, name: str, config: PeftConfig, method: PeftMethod) -> None:
         self.model = model
@@ -81,9 +86,7 @@ class Tuner:
 
     def insert(self, call_state: CallState) -> None:
         """Put what was built into the model."""
-        with paused_collector():
-            for placement in self.placements:
-                place(placement, self.name, call_state)
+        self.place_all(call_state)
         if self.shared is not None:
             hold_shared(self.placements, self.name, self.shared)
 
@@ -91,6 +94,16 @@ class Tuner:
         """Take the adapter out of the model."""
         if self.shared is not None:
             let_go_of_shared(self.placements, self.name)
+        self.take_all_out()
+
+    def place_all(self, call_state: CallState) -> None:
+        """Put the parts on their layers."""
+        with paused_collector():
+            for placement in self.placements:
+                place(placement, self.name, call_state)
+
+    def take_all_out(self) -> None:
+        """Take the parts off their layers."""
         for placement in reversed(self.placements):
             take_out(placement, self.name)
         self.placements = []
@@ -108,11 +121,23 @@ class Tuner:
             yield from parameters_of(module)
 
     def saved_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield (prefix of the file's keys, module whose state stands under it)."""
+        """Yield (what the file's keys start with, module whose state stands under it)."""
         if self.shared is not None:
-            yield "base_model", self.shared
+            yield "base_model.", self.shared
         for placement in self.placements:
-            yield f"base_model.model.{placement.key}", placement.adapter.saved_module()
+            yield f"{self.layer_prefix}{placement.key}.", placement.adapter.saved_module()
+
+    def derived_state(self) -> Mapping[str, Tensor]:
+        """Return what the file holds beside, computed from the rest, by its names there; nothing as a rule."""
+        return {}
+
+    def settle_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a file's tensors as the adapter takes them, and get ready for them; as they are, as a rule.
+
+        Raises:
+            CheckpointError: The adapter can't work with them.
+        """
+        return state
 
     def target_names(self) -> set[str]:
         """Return names of the modules that the method's parts stand on, as short as they mean just these."""
@@ -144,17 +169,17 @@ class LayerTuner(Tuner):
         """Find out which modules the config means; changes nothing and complains of nothing."""
         config = self.config
         adapter_cls = self.adapter_cls()
-        matcher = ModuleMatcher.from_config(config, self._default_targets(), may_be_empty=self._asks_for_more())
+        matcher = ModuleMatcher.from_config(config, self.default_targets(), may_be_empty=self._asks_for_more())
         return find_targets(
             self.model,
             matcher,
-            adapt=self._view,
+            adapt=self.view,
             unwrap=unwrap,
             supported=f"for {config.method}, kinds {', '.join(sorted(adapter_cls.kinds))} of {base_layers.SUPPORTED}",
         )
 
-    def _view(self, module: nn.Module) -> BaseLayer | None:
-        """Return the view of a layer that the method can adapt."""
+    def view(self, module: nn.Module) -> BaseLayer | None:
+        """Return the view of a module, None if the method can't adapt it; to be overridden by a method for others."""
         base = view_of(module)
         return base if base is not None and self.adapter_cls().can_adapt(base) else None
 
@@ -169,7 +194,11 @@ class LayerTuner(Tuner):
         beside = config.modules_to_save or config.trainable_token_indices
         return bool(config.target_parameters or (config.target_modules == set() and beside))
 
-    def _default_targets(self) -> Sequence[str] | None:
+    def default_targets(self) -> Sequence[str] | None:
+        """Return what is adapted because the config names nothing, written as ``target_modules``; None if it does.
+
+        Also None where nobody knows; to be overridden by a method that finds it in the model.
+        """
         if self.config.target_modules is not None or self.config.exclude_modules or self.config.target_parameters:
             return None
         return registry.default_target_modules(self.method.name, model_type(self.model))
@@ -190,7 +219,7 @@ class LayerTuner(Tuner):
                 layers.setdefault(id(slot.base.layer), slot)
         main = [*layers.values(), *self._parameter_slots()]
         if self.config.ensure_weight_tying:
-            main = tie_adapters(self.model, main, self.config, self._view, self._adapter)
+            main = tie_adapters(self.model, main, self.config, self.view, self.make_adapter)
         slots = [*main, *plan_auxiliary(self.model, self.config, main, on_unmatched)]
         return [one_view(slot) for slot in slots]
 
@@ -222,9 +251,18 @@ class LayerTuner(Tuner):
     def _maker(self, path: str, parts: Sequence[str] = ()) -> Callable[[BaseLayer], Adapter]:
         if parts:
             return lambda base: self._fused(path, parts, base)
-        return lambda base: self._adapter(path, base)
+        return lambda base: self.make_adapter(path, base)
 
-    def _adapter(self, path: str, base: BaseLayer) -> Adapter:
+    def make_adapter(self, path: str, base: BaseLayer) -> Adapter:
+        """Make the adapter module for one layer; to be overridden by a tuner that has to know its adapters.
+
+        Args:
+            path: The layer's dotted path in the model.
+            base: The layer's view.
+
+        Raises:
+            ConfigError: The config does not go with the layer.
+        """
         return self.adapter_cls()(base, self.config.for_layer(path), self.shared)
 
     def _fused(self, path: str, parts: Sequence[str], base: BaseLayer) -> FusedDelta:
@@ -233,7 +271,7 @@ class LayerTuner(Tuner):
         return FusedDelta(
             base,
             {alias: rows[alias] for alias in parts},
-            lambda alias, part: self._adapter(f"{parent}.{alias}".lstrip("."), part),
+            lambda alias, part: self.make_adapter(f"{parent}.{alias}".lstrip("."), part),
         )
 
     def target_names(self) -> set[str]:
@@ -264,7 +302,7 @@ class LayerTuner(Tuner):
         with paused_collector():
             report = self.report()
             # Defaults are nobody's explicit wish, so one that the model lacks is no error.
-            asked_by_user = self._default_targets() is None
+            asked_by_user = self.default_targets() is None
             report.check("warn" if on_unmatched == "error" and not asked_by_user else on_unmatched)
             slots = self.plan(report, on_unmatched)
             bases = [slot.base for slot in slots if not slot.auxiliary]
@@ -286,10 +324,10 @@ class LayerTuner(Tuner):
         if low_cpu_mem_usage:
             with making_tensors_on(torch.device("meta")):
                 shared = self.method.shared_cls(self.config, bases)
-        if shared is None or _has_unsaved_tensors(shared):
+        if shared is None or has_unsaved_tensors(shared):
             with making_tensors_on(bases[0].device):
                 shared = self.method.shared_cls(self.config, bases)
-        dtypes = {_adapter_dtype(base.dtype, autocast_adapter_dtype) for base in bases}
+        dtypes = {adapter_dtype(base.dtype, autocast_adapter_dtype) for base in bases}
         return shared.to(functools.reduce(torch.promote_types, dtypes))
 
     def _make_all(
@@ -301,7 +339,7 @@ class LayerTuner(Tuner):
                 emptied = [n for n, slot in enumerate(slots) if not (slot.auxiliary or slot.starts_from_values)]
                 made = {number: self._make(slots[number], autocast_adapter_dtype) for number in emptied}
             # What no file brings (indices, projections from a seed) has to be there from the start.
-            made = {number: one for number, one in made.items() if not _has_unsaved_tensors(one.adapter)}
+            made = {number: one for number, one in made.items() if not has_unsaved_tensors(one.adapter)}
         with making_tensors_on(device):
             rest = [number for number in range(len(slots)) if number not in made]
             made.update((number, self._make(slots[number], autocast_adapter_dtype)) for number in rest)
@@ -310,7 +348,7 @@ class LayerTuner(Tuner):
     def _make(self, slot: Slot, autocast_adapter_dtype: bool) -> Placement:
         adapter = slot.make(slot.base)
         if not slot.auxiliary:
-            _settle_dtype(adapter, slot.base.dtype, autocast_adapter_dtype)
+            settle_dtype(adapter, slot.base.dtype, autocast_adapter_dtype)
         return Placement.of(slot, adapter)
 
 
@@ -337,50 +375,3 @@ def model_type(model: nn.Module) -> str:
 def view_of(layer: nn.Module) -> BaseLayer | None:
     """Return the view of a layer: a plugin's if one has it, else the core's own, else None."""
     return registry.adapt_base_layer(layer) or base_layers.adapt(layer)
-
-
-def parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield a module's parameters, shared ones repeatedly: torch's own way, without that, is several times slower."""
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            yield parameter
-    for child in module._modules.values():
-        if child is not None:
-            yield from parameters_of(child)
-
-
-def _has_unsaved_tensors(module: nn.Module) -> bool:
-    unsaved = module._non_persistent_buffers_set
-    return bool(unsaved) or any(_has_unsaved_tensors(child) for child in module._modules.values() if child is not None)
-
-
-def making_tensors_on(device: torch.device) -> AbstractContextManager[object]:
-    """Return a block in which new tensors are made on a device, for nothing where that is the default."""
-    return nullcontext() if device == torch.get_default_device() else device
-
-
-def _adapter_dtype(layer_dtype: torch.dtype, autocast: bool) -> torch.dtype:
-    return torch.float32 if autocast and layer_dtype in COARSE_DTYPES else layer_dtype
-
-
-def _settle_dtype(adapter: Adapter, layer_dtype: torch.dtype, autocast: bool) -> None:
-    """Bring an adapter to its layer's dtype, unless that is too coarse to train in."""
-    dtype = _adapter_dtype(layer_dtype, autocast)
-    if dtype.is_floating_point and adapter.dtype != dtype:
-        adapter.to(dtype)
-
-
-@contextmanager
-def paused_collector() -> Iterator[None]:
-    """Hold Python's garbage collector off while many modules are made that all stay: it would walk them repeatedly."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            if not gc.get_freeze_count():
-                # Straight to the oldest generation, where they will be anyway, without a walk over all that is new.
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()

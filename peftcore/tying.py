@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -18,7 +19,7 @@ from peftcore.adapters.selective import ModuleCopy
 from peftcore.base_layers.base import BaseLayer
 from peftcore.config import LayerConfig
 from peftcore.merging import stored_weight
-from peftcore.slots import Sites, Slot, unwrap
+from peftcore.slots import Sites, Slot, unwrap, wrappers
 from peftcore.targets import Inventory, sites_of
 
 #: Makes the adapter module for the layer at a path.
@@ -41,15 +42,24 @@ class Owner:
     module: nn.Module
     sites: Sites
 
+    def layer_of(self, weight: int) -> AdaptedLayer | None:
+        """Return the adapted layer that stands around the module for the parameter of this id, if there is one."""
+        return next((layer for layer in wrappers(self.sites) if id(layer.frozen_parameter) == weight), None)
+
 
 def owners_of_weights(model: nn.Module) -> dict[int, list[Owner]]:
-    """Return, by each parameter's id, the modules that store it, in the order of the model."""
+    """Return, by each parameter's id, the modules that store it, in the order of the model.
+
+    A layer that has a weight of its own while something is merged still counts as an owner of the shared one; the id of
+    its own leads to the same owners.
+    """
     owners: dict[int, list[Owner]] = {}
     for places in Inventory(model, unwrap):
         owner = Owner(places[0].path, places[0].module, sites_of(places))
-        for parameter in owner.module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(owner)
+        shared = {id(stored_weight(layer.base)): id(layer.frozen_parameter) for layer in wrappers(owner.sites)}
+        for own in {id(parameter): None for parameter in owner.module._parameters.values() if parameter is not None}:
+            owners[own] = owners.setdefault(shared.get(own, own), [])
+            owners[own].append(owner)
     return owners
 
 
@@ -81,11 +91,13 @@ def tie_adapters(model: nn.Module, slots: Sequence[Slot], config: LayerConfig, v
 
 def _slots_for(group: Sequence[Owner], config: LayerConfig, view: View, make: Make) -> Iterator[Slot]:
     first, *others = [(owner, base) for owner in group if (base := view(owner.module)) is not None]
-    source = functools.cache(functools.partial(make, first[0].path, first[1]))
-    yield _slot(*first, lambda _: source())
+    source = functools.cache(functools.partial(make, first[0].path))
+    own = _slot(*first, source)
+    yield own
     for owner, base in others:
         own_config = config.for_layer(owner.path)
-        yield _slot(owner, base, lambda base, own_config=own_config: source().tied(base, own_config))  # type: ignore[misc]
+        # The first slot is asked for its view when it is needed: until then it may have got that of an adapted layer.
+        yield _slot(owner, base, lambda base, own_config=own_config: source(own.base).tied(base, own_config))  # type: ignore[misc]
 
 
 def _slot(owner: Owner, base: BaseLayer, make: Callable[[BaseLayer], Adapter]) -> Slot:
@@ -123,18 +135,75 @@ def _sharing_copy(make: Callable[[BaseLayer], Adapter], copied: dict[int, nn.Par
     return adapter
 
 
-def keep_shared_weights_apart(model: nn.Module, layers: Sequence[AdaptedLayer], names: Sequence[str]) -> None:
-    """Keep what is going to be merged into a layer out of others that store the same weight and are not adapted alike.
+@contextmanager
+def shared_weights_apart(model: nn.Module, names: Sequence[str] = ()) -> Iterator[None]:
+    """Merge in this block: a weight that several layers store is written to only where all of them are to change so.
+
+    Otherwise each of them has a weight of its own for as long as something is merged. What is merged already is folded
+    anew where that becomes necessary, or ceases to be. If the block fails, all is as before.
 
     Args:
         model: The user's model.
-        layers: The layers into which something is going to be merged.
-        names: The adapters.
+        names: The adapters that are going to be merged.
     """
-    repeating = {id(unwrap(layer)) for layer in layers if any(p.repeats_another for n in names for p in layer.parts(n))}
-    owners = owners_of_weights(model)
-    for layer in layers:
-        alike = {id(unwrap(layer)), *repeating}
-        others = [o for o in owners.get(id(stored_weight(layer.base)), ()) if id(o.module) not in alike]
-        if others and layer.folding_parts(names):
-            layer.keeps_weight_apart = True
+    before: list[list[_State]] = []
+    try:
+        for weight, owners in owners_of_weights(model).items():
+            found = [owner.layer_of(weight) for owner in owners]
+            states = [
+                _State(layer, layer.keeps_weight_apart, layer.merged_adapters) for layer in found if layer is not None
+            ]
+            merged = dict.fromkeys([*names, *(name for state in states for name in state.merged)])
+            apart = not _changed_alike(found, list(merged))
+            if len(owners) > 1 and any(state.apart != apart for state in states):
+                before.append(states)
+                _bring_about([replace(state, apart=apart) for state in states])
+        yield
+    except Exception:
+        for states in before:
+            _bring_about(states)
+        raise
+
+
+@dataclass(frozen=True)
+class _State:
+    """Whether one of the layers that store a weight has its own while something is merged, and what is merged."""
+
+    layer: AdaptedLayer
+    apart: bool
+    merged: Sequence[str]
+
+
+def _bring_about(states: Sequence[_State]) -> None:
+    # All are unmerged first: a layer's own weight is copied from the shared one, which must be the frozen one then.
+    for state in reversed(states):
+        state.layer.unmerge()
+    for state in states:
+        state.layer.keeps_weight_apart = state.apart
+    for state in states:
+        state.layer.merge_again(state.merged)
+
+
+def _changed_alike(owners: Sequence[AdaptedLayer | None], names: Sequence[str]) -> bool:
+    """Whether one owner of a weight may write what adapters do to it, since each other one repeats all of that.
+
+    Args:
+        owners: The layers that store the weight; None for one without adapters.
+        names: All adapters that are or are going to be merged.
+    """
+    writers = [layer for layer in owners if layer is not None and any(_own_parts(layer, name) for name in names)]
+    return not writers or (
+        len(writers) == 1
+        and all(owner is writers[0] or (owner is not None and _repeats(owner, writers[0], names)) for owner in owners)
+    )
+
+
+def _own_parts(layer: AdaptedLayer, name: str) -> list[Adapter]:
+    return [part for part in layer.weight_parts([name]) if not part.repeats_another]
+
+
+def _repeats(layer: AdaptedLayer, writer: AdaptedLayer, names: Sequence[str]) -> bool:
+    # Only the layer that writes keeps the frozen weight, and so only there anything can be computed from it.
+    if any(part.depends_on_weight for part in layer.weight_parts(layer.names())):
+        return False
+    return all(len(layer.weight_parts([name])) == len(_own_parts(writer, name)) for name in names)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peftcore import base_layers
 from peftcore.adapters.selective import ModuleCopy, ReplacedWeight
 from peftcore.base_layers.base import BaseLayer
-from peftcore.checkpoint import PREFIX, saved_tensors
+from peftcore.checkpoint import saved_tensors
 from peftcore.slots import Placement, Sites, Slot, one_view, unwrap
 from peftcore.targets import Inventory, sites_of
 from peftcore.tuner import Tuner
@@ -46,14 +46,16 @@ def take_what_was_written_along(tuner: Tuner, state: Mapping[str, Tensor]) -> di
             del kept[key]
         elif not any(part.auxiliary and part.path == path for part in tuner.placements):
             replaced = functools.partial(ReplacedWeight, weight=value.clone())
-            slot = one_view(Slot(path, key[len(PREFIX) : -len(_SUFFIX)], sites, base, replaced, auxiliary=True))
+            slot = one_view(
+                Slot(path, key[len(tuner.layer_prefix) : -len(_SUFFIX)], sites, base, replaced, auxiliary=True)
+            )
             tuner.placements.append(Placement.of(slot, slot.make(slot.base)))
     return kept
 
 
 def _is_shadow(key: str, tuner: Tuner) -> bool:
     """Whether a name is that of a bias inside a saved module, which is written a second and a third time."""
-    saved = (f"{PREFIX}{p.key}." for p in tuner.placements if isinstance(p.adapter, ModuleCopy))
+    saved = (f"{tuner.layer_prefix}{p.key}." for p in tuner.placements if isinstance(p.adapter, ModuleCopy))
     return any(key.startswith((f"{path}modules_to_save.", f"{path}original_module.")) for path in saved)
 
 
@@ -62,8 +64,8 @@ def _frozen_weights(tuner: Tuner, keys: list[str]) -> Iterator[tuple[str, str, S
     ends = {id(module) for module in _ends(tuner.model)}
     places = {here[0].path: here for here in Inventory(tuner.model, unwrap)}
     for key in keys:
-        path = key[len(PREFIX) : -len(_SUFFIX)].removesuffix(_ADAPTED)
-        if not (key.startswith(PREFIX) and key.endswith(_SUFFIX)) or path not in places:
+        path = key[len(tuner.layer_prefix) : -len(_SUFFIX)].removesuffix(_ADAPTED)
+        if not (key.startswith(tuner.layer_prefix) and key.endswith(_SUFFIX)) or path not in places:
             continue
         module = places[path][0].module
         base = base_layers.adapt(module)

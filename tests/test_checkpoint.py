@@ -308,6 +308,93 @@ def test_tensors_set_while_merged_do_not_stay_in_the_frozen_weight(saved):
         torch.testing.assert_close(output(model), frozen)
 
 
+# ------------------------------------------------------------------------- values from elsewhere, gathered say
+
+
+class HalvedTestConfig(LayerConfig, method="halved_test"):
+    broken: bool = option(False, "Whether it can't be saved.")
+
+
+class HalvedTestAdapter(WeightDelta):
+    """What files hold is computed when it is asked for: the positive part, and where it is."""
+
+    def __init__(self, base, config, shared=None):
+        super().__init__(base, config, shared)
+        self.config = config
+        self.delta = nn.Parameter(torch.randn(base.weight_shape))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def delta_weight(self):
+        return self.delta
+
+    def saved_module(self):
+        if self.config.broken:
+            raise RuntimeError("broken")
+        saved = nn.Module()
+        saved.positive = nn.Parameter(self.delta.detach().relu())
+        saved.register_buffer("where", self.delta.detach() > 0)
+        return saved
+
+
+@pytest.fixture
+def halved():
+    peftcore.register_peft_method(name="halved_test", config_cls=HalvedTestConfig, adapter_cls=HalvedTestAdapter)
+    yield lambda **options: get_peft_model(
+        Net(), HalvedTestConfig(target_modules=["first", "second"], modules_to_save=["head"], **options)
+    )
+    peftcore.unregister_peft_method("halved_test")
+
+
+def own_tensors(model):
+    return [(id(p), p.requires_grad, p.clone()) for p in model.parameters()], [id(b) for b in model.buffers()]
+
+
+@pytest.mark.parametrize(
+    ("change", "back"),
+    [
+        (lambda t: -2 * t, lambda t: t),
+        (lambda t: (-2 * t).double(), lambda t: t.float()),
+        (lambda t: (-2 * t).bfloat16(), None),
+        (lambda t: t.to("meta"), None),
+    ],
+    ids=["values", "finer", "coarser", "elsewhere"],
+)
+def test_tensors_that_files_hold_are_computed_from_a_state_dict_too(change, back, halved):
+    model, other = halved(), halved()
+    given = {name: change(t) if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    before = own_tensors(model)
+    taken = get_peft_model_state_dict(model, state_dict=given)
+    torch.testing.assert_close(own_tensors(model), before, atol=0, rtol=0)
+    assert taken.keys() == get_peft_model_state_dict(model).keys()
+    sample = next(t for t in given.values() if t.is_floating_point())
+    assert all(t.device == sample.device and t.dtype in (sample.dtype, torch.bool) for t in taken.values())
+    assert not any(t.requires_grad for t in taken.values())
+    if back is not None:
+        other.load_state_dict({name: back(t) for name, t in given.items()})
+        expected = get_peft_model_state_dict(other)
+        assert all(
+            torch.equal(back(taken[key]) if taken[key].dtype != torch.bool else taken[key], expected[key])
+            for key in expected
+        )
+
+
+def test_what_a_state_dict_lacks_is_named(halved):
+    model = halved()
+    before, given = own_tensors(model), model.state_dict()
+    lacking = {name: t for name, t in given.items() if not name.endswith(".delta")}
+    with pytest.raises(CheckpointError, match=r"lacks .*first\.adapters\.default\.delta and 1 more"):
+        get_peft_model_state_dict(model, state_dict=lacking)
+    torch.testing.assert_close(own_tensors(model), before, atol=0, rtol=0)
+
+
+def test_a_failure_gives_the_adapter_its_own_tensors_back(halved):
+    model = halved(broken=True)
+    before = own_tensors(model)
+    with pytest.raises(RuntimeError, match="broken"):
+        get_peft_model_state_dict(model, state_dict={name: t + 1 for name, t in model.state_dict().items()})
+    torch.testing.assert_close(own_tensors(model), before, atol=0, rtol=0)
+
+
 # ------------------------------------------------------------------------------------------------- strictness
 
 MISFITS = {

@@ -60,11 +60,14 @@ class Adapter(nn.Module):
     repeats_another: ClassVar[bool] = False
 
     base: BaseLayer
+    #: What the adapter holds once per model, or None.
+    shared: Any
 
     def __init__(self, base: BaseLayer, config: PeftConfig, shared: Any = None) -> None:
         super().__init__()
         # Not by attribute: this runs for every layer that is adapted, and nn.Module's attributes are slow to set.
-        self.__dict__["base"] = base
+        # What is shared is kept out of the module tree: it is no part of this layer's state.
+        self.__dict__.update(base=base, shared=shared)
 
     @classmethod
     def can_adapt(cls, base: BaseLayer) -> bool:
@@ -101,6 +104,10 @@ class Adapter(nn.Module):
         raise NotMergeableError(
             f"{type(self).__name__} can't be merged: {self.unmergeable_because or 'it has no fold'}."
         )
+
+    def fold_in_call(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return what :meth:`fold` does, for one forward pass; to be overridden where training drops something out."""
+        return self.fold(weight, bias)
 
     def tied(self, base: BaseLayer, config: Any) -> Adapter:
         """Return this adapter as it acts on another layer that stores the same weight.

@@ -1,4 +1,4 @@
-"""Dropout of a layer's inputs, as an adapter sees them."""
+"""Dropout of what goes through an adapter, and the layers on which there is no such thing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,25 @@ from torch import nn
 
 from peftcore.base_layers.base import BaseLayer
 from peftcore.config import PeftConfig
+
+
+def check_dropout(base: BaseLayer, config: PeftConfig, field: str) -> None:
+    """Check that dropout of a layer's input, or of Δ's share of its output, can act if the config asks for it.
+
+    Args:
+        base: The layer.
+        config: The method's config as it holds for the layer.
+        field: The config's field that has the probability.
+
+    Raises:
+        ConfigError: The layer uses its weight as a whole, and the adapter is to be trained.
+    """
+    if getattr(config, field) > 0 and not (base.additive or config.inference_mode):
+        config.refuse(
+            field,
+            "acts on the input of Δ or on what Δ adds to the output, and neither passes through the adapter where the "
+            f"weight is used as a whole: leave it out, or exclude the {base}",
+        )
 
 
 def input_dropout(base: BaseLayer, config: PeftConfig, field: str) -> nn.Module:
@@ -17,15 +36,10 @@ def input_dropout(base: BaseLayer, config: PeftConfig, field: str) -> nn.Module:
         field: The config's field that has the probability.
 
     Raises:
-        ConfigError: The layer uses its weight as a whole, so that inputs do not pass through the adapter.
+        ConfigError: As :func:`check_dropout`.
     """
     probability = getattr(config, field)
     if not probability or base.kind == "embedding":
         return nn.Identity()
-    if not (base.additive or config.inference_mode):
-        config.refuse(
-            field,
-            "acts on the input, which does not pass through the adapter where the weight is used as a whole: "
-            f"leave it out, or exclude the {type(base.layer).__name__} (kind {base.kind})",
-        )
+    check_dropout(base, config, field)
     return nn.Dropout(probability)

@@ -7,16 +7,16 @@ the Tucker form too (FedPara's proposition 3, arXiv 2108.06098), the scaling, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from peftcore.adapters import starts
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.adapters.dropout import check_dropout
 from peftcore.base_layers.base import BaseLayer
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, dropout_option, option
 
 
 class FactoredConfig(LayerConfig):
@@ -24,10 +24,8 @@ class FactoredConfig(LayerConfig):
 
     r: int = option(8, "Rank of the factors.", at_least=1, pattern="rank_pattern")
     alpha: float = option(8, "Numerator of the scaling, alpha / r.", pattern="alpha_pattern")
-    rank_dropout: float = option(
-        0.0, "Probability with which training leaves out Δ's share of an output feature.", at_least=0, below=1
-    )
-    module_dropout: float = option(0.0, "Probability with which training leaves out a layer's Δ.", at_least=0, below=1)
+    rank_dropout: float = dropout_option("training leaves out Δ's share of an output feature")
+    module_dropout: float = dropout_option("training leaves out a layer's Δ")
     use_effective_conv2d: bool = option(
         False, "Split the kernel of a convolution off into a core of its own (Tucker form), if it is larger than 1."
     )
@@ -57,7 +55,8 @@ class FactoredDelta(WeightDelta):
 
     def __init__(self, base: BaseLayer, config: FactoredConfig, shared: Any = None) -> None:
         super().__init__(base, config, shared)
-        _check_dropout(base, config)
+        for field in ("rank_dropout", "module_dropout"):
+            check_dropout(base, config, field)
         self.r = config.r
         self.scaling = config.alpha / config.r
         self.rank_dropout, self.module_dropout = config.rank_dropout, config.module_dropout
@@ -73,9 +72,7 @@ class FactoredDelta(WeightDelta):
         Args:
             *shape: ``(out, *fan_in)``; with stacked experts, each has one of this shape.
         """
-        stack = (self.base.stack,) if self.base.stack > 1 else ()
-        bound = 1 / math.sqrt(math.prod(shape[1:]))
-        return nn.Parameter(torch.empty(*stack, *shape).uniform_(-bound, bound))
+        return nn.Parameter(starts.uniform(*self.base.stack_shape, *shape, fan_in=math.prod(shape[1:])))
 
     def split(self, out: int, into: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
         """Return the parts of one factor of rank r, for :meth:`join`.
@@ -123,27 +120,3 @@ class FactoredDelta(WeightDelta):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}"
-
-
-def recomputed(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    """Return a function's result, for whose gradient nothing that it made on the way is kept: it is computed again.
-
-    Args:
-        function: Must give the same for the same arguments, so it must not draw random numbers.
-        *args: What is kept.
-    """
-    if not torch.is_grad_enabled():
-        return function(*args)
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-def _check_dropout(base: BaseLayer, config: FactoredConfig) -> None:
-    if base.additive or config.inference_mode:
-        return
-    for field in ("rank_dropout", "module_dropout"):
-        if getattr(config, field) > 0:
-            config.refuse(
-                field,
-                "acts on what Δ adds to the output, and a layer that uses its weight as a whole has no such output: "
-                f"leave it out, or exclude the {type(base.layer).__name__} (kind {base.kind})",
-            )

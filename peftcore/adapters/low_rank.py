@@ -30,10 +30,15 @@ class LowRankDelta(WeightDelta):
         return b @ a
 
     def delta_forward(self, x: Tensor) -> Tensor:
-        """Return the layer's operation with A, then a pointwise map by B; Δ is formed for grouped convolutions only."""
+        """Return the layer's operation with A, then a pointwise map by B.
+
+        Δ is formed for grouped convolutions, and where the rank is 0.
+        """
         if self.base.groups > 1:
             return super().delta_forward(x)
         a, b = self.factors()
+        if not b.shape[-1]:
+            return super().delta_forward(x)
         return self.base.apply_pointwise(b, self.into_rank(a, x))
 
     def into_rank(self, a: Tensor, x: Tensor) -> Tensor:

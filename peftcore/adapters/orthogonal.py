@@ -148,7 +148,7 @@ def block_layout(
     total = turned_size(base)
     field = count_field if getattr(config, count_field) else size_field
     asked = getattr(config, field)
-    layer = f"the {total} features of a {type(base.layer).__name__} (kind {base.kind})"
+    layer = f"the {total} features of a {base}"
     fitting = min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - asked))
     if fitting != asked and not nearest:
         config.refuse(field, f"{asked} does not divide {layer}; the nearest number that does is {fitting}")

@@ -290,6 +290,10 @@ class TiedTokens(TokenRows):
 
     source: TrainedTokens
 
+    def acts_by_weight(self, before: Sequence[Adapter]) -> bool:
+        """Whether another forward pass stands in the way, or the bias of the tokens' logits is not the frozen one."""
+        return super().acts_by_weight(before) or any(part.changes_bias for part in before)
+
     def repeated_tensors(self) -> Mapping[str, Tensor]:
         """Return the rows."""
         return {"trainable_tokens_delta": self.source.trainable_tokens_delta}
@@ -306,7 +310,7 @@ class TiedTokens(TokenRows):
             return self.source.put_rows(output, x)
         rows = self.source.trainable_tokens_delta
         logits = nn.functional.linear(x.to(rows.dtype), rows).to(output.dtype)
-        bias = self.base.bias
+        bias = self.base.read_bias()  # with what is merged into it
         if bias is not None:
             logits = logits + bias[self.source.tokens]
         return output.index_copy(-1, self.source.tokens, logits)

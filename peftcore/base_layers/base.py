@@ -70,6 +70,10 @@ class BaseLayer(ABC):
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
 
+    def __str__(self) -> str:
+        """Return how messages call the layer: its class and its kind."""
+        return f"{type(self.layer).__name__} (kind {self.kind})"
+
     def inner_layers(self) -> tuple[tuple[str, BaseLayer], ...]:
         """Return the layers inside this one that must be adapted with it, as (attribute, view)."""
         return ()
@@ -86,6 +90,11 @@ class BaseLayer(ABC):
         """The canonical weight seen as a matrix: ``(out, in · kernel)``; per expert for stacked experts."""
         shape = self.weight_shape
         return shape[0], shape[1:].numel()
+
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """First dimensions of a parameter of which each stacked expert has its own: ``(experts,)``, else ``()``."""
+        return (self.stack,) if self.stack > 1 else ()
 
     def weight(self) -> Tensor:
         """Return the frozen weight, dense and in canonical orientation; perhaps a view, so never write to it.

@@ -50,7 +50,7 @@ class MethodTests:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not cls.__module__.startswith("peftcore.testing."):
-            _check_overrides(cls)
+            check_overrides(cls)
             _check_statement(cls)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -167,7 +167,12 @@ def _refusal(case: Case) -> Refusal | None:
     return None
 
 
-def _check_overrides(cls: type) -> None:
+def check_overrides(cls: type) -> None:
+    """Refuse a suite that replaces a check without saying why.
+
+    Raises:
+        TypeError: It does.
+    """
     for name, value in vars(cls).items():
         if not name.startswith("test_") or not any(hasattr(base, name) for base in cls.__bases__):
             continue

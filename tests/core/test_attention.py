@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from peftcore import get_peft_model
+from peftcore import LayerConfig, get_peft_model, register_peft_method, unregister_peft_method
+from peftcore.adapters.transform import WeightTransform
 
 from .methods import PlainConfig, ScaledConfig, ShiftedConfig, TurnedConfig
 from .models import Single, anatomy, assert_as_before, differs, same, stir, without_gradient
@@ -81,6 +82,16 @@ def test_rows_of_a_batch_wherever_it_lies(net):
     same(model(X, adapter_names=["b", "a", "a", "b"]), torch.stack([b[0], a[1], a[2], b[3]]))
 
 
+def test_sums_that_an_attention_reads_may_be_merged_in_any_order():
+    model = get_peft_model(Attends(), PlainConfig(target_modules=["out_proj"]), "a")
+    model.add_adapter("b", ScaledConfig(target_modules=["out_proj"]))
+    model.set_adapter(["a", "b"])
+    expected = model(X)
+    for name in ("b", "a"):
+        model.merge_adapter([name])
+        same(model(X), expected)
+
+
 ENCODER_PARTS = ["self_attn", "linear1", "linear2"]
 CONFIGS = {
     "deltas": PlainConfig(target_modules=ENCODER_PARTS),
@@ -131,3 +142,61 @@ def test_an_encoder_in_a_mixed_batch(training, gradients):
         with model.disable_adapter():
             frozen = model(X)
         same(model(X, adapter_names=["b", "a", "__base__", "a"]), torch.stack([b[0], a[1], frozen[2], a[3]]))
+
+
+class DroppedConfig(LayerConfig, method="dropped"):
+    pass
+
+
+class DroppedAdapter(WeightTransform):
+    """A weight scaled by a number, of which training leaves rows out."""
+
+    def __init__(self, base, config, shared=None):
+        super().__init__(base, config, shared)
+        self.dropped_s = nn.Parameter(torch.tensor(2.0))
+
+    def transform(self, weight):
+        return self.dropped_s * weight
+
+    def transform_in_call(self, weight):
+        if not self.training:
+            return self.transform(weight)
+        kept = torch.rand(len(weight), 1) > 0.5
+        return torch.where(kept, self.transform(weight), weight)
+
+
+@pytest.fixture
+def dropped():
+    register_peft_method(name="dropped", config_cls=DroppedConfig, adapter_cls=DroppedAdapter)
+    yield DroppedConfig(target_modules=["out_proj"])
+    unregister_peft_method("dropped")
+
+
+@pytest.mark.parametrize("rows", [None, ["default"] * 4], ids=["", "given to every row"])
+def test_a_weight_that_is_read_drops_out_as_in_a_call(dropped, rows):
+    model = get_peft_model(Attends(), dropped).train()
+    projection = model.get_base_model().att.out_proj
+    frozen = projection.base_layer.weight
+    seen = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        output = model(X) if rows is None else model(X, adapter_names=rows)
+        torch.manual_seed(seed)
+        factors = torch.where(torch.rand(8, 1) > 0.5, 2.0, 1.0)
+        same(output, nn.functional.linear(features(model), factors * frozen, projection.base_layer.bias))
+        seen.append(output)
+    differs(seen[0], seen[1])
+    model.eval()
+    same(model(X), nn.functional.linear(features(model), 2 * frozen, projection.base_layer.bias))
+
+
+def features(model):
+    """What goes into the output projection: the attention's output when that passes everything on."""
+    layer = model.get_base_model().att
+    plain = nn.MultiheadAttention(8, 2, batch_first=True)
+    with torch.no_grad():
+        plain.in_proj_weight.copy_(layer.in_proj_weight)
+        plain.in_proj_bias.copy_(layer.in_proj_bias)
+        plain.out_proj.weight.copy_(torch.eye(8))
+        plain.out_proj.bias.zero_()
+    return plain(X, X, X)[0]

@@ -141,7 +141,8 @@ def test_the_file_is_sorted_and_plain(tmp_path):
 def test_extensions_are_written_only_when_they_are_used():
     assert "table" not in ManyConfig().to_dict()
     assert ManyConfig(table={"a": 1}).to_dict()["table"] == {"a": 1}
-    assert "bias" not in ManyConfig().to_dict()
+    assert not {"bias", "modules_to_save", "peft_version"} & ManyConfig().to_dict().keys()
+    assert ManyConfig(peft_version="0.1").to_dict()["peft_version"] == "0.1"
 
 
 def test_from_a_directory_with_keywords(tmp_path):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from peftcore import PeftMethod, get_peft_model, register_peft_method, unregister_peft_method
-from peftcore.adapters.factored import FactoredConfig, FactoredDelta, recomputed
+from peftcore.adapters.factored import FactoredConfig, FactoredDelta
+from peftcore.adapters.recomputing import recomputed
 from peftcore.base_layers import ParameterLayer, adapt
 from peftcore.exceptions import ConfigError
 

@@ -30,7 +30,7 @@ class CopiedAdapter(ModuleCopy):
 
 
 class CopiedTuner(LayerTuner):
-    def _view(self, module):
+    def view(self, module):
         return OpaqueLayer(module)
 
 

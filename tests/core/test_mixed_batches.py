@@ -6,8 +6,9 @@ from torch import nn
 
 from peftcore import get_peft_model
 from peftcore.exceptions import MixedBatchError
+from peftcore.mixed_batches import assigned_rows
 
-from .methods import GatedConfig, PlainConfig, TurnedConfig
+from .methods import GatedConfig, PlainConfig, ScaledConfig, TurnedConfig
 from .models import Net, Words, anatomy, same, stir
 
 X = torch.linspace(-1, 1, 20).reshape(4, 5)
@@ -103,12 +104,15 @@ class Flattens(Words):
 class Positions(Words):
     """Adds something that is computed once for all rows."""
 
-    def __init__(self):
+    def __init__(self, positions=None):
         super().__init__()
         self.pos = nn.Embedding(9, 6)
+        self.turn = nn.Linear(6, 6)
+        self.positions = positions
 
     def forward(self, ids):
-        return self.head(self.lin(self.emb(ids) + self.pos(torch.arange(ids.shape[1])[None])))
+        positions = torch.arange(ids.shape[1])[None] if self.positions is None else self.positions
+        return self.head(self.lin(self.emb(ids) + self.turn(self.pos(positions))))
 
 
 class Steps(Words):
@@ -130,13 +134,108 @@ def test_rows_that_a_model_flattens():
     same(model(IDS, adapter_names=["__base__", "a"]), torch.stack([frozen[0], a[1]]))
 
 
-def test_what_is_computed_once_for_all_rows_can_not_be_told_apart():
-    model = get_peft_model(Positions(), PlainConfig(target_modules=["emb", "pos"]), "a")
-    with pytest.raises(MixedBatchError, match=r"2 names.*1 rows"):
+def row_by_row(model, ids, names, run=None):
+    """What a mixed batch has to give: each row as if its adapter were the only one."""
+    run = run or model
+    active, rows = model.active_adapters, []
+    for row, name in enumerate(names):
+        if name == "__base__":
+            with model.disable_adapter():
+                rows.append(run(ids)[row])
+        else:
+            model.set_adapter(name)
+            rows.append(run(ids)[row])
+    model.set_adapter(active)
+    return torch.stack(rows)
+
+
+POSITIONS = {
+    "deltas": PlainConfig(target_modules=["emb", "pos", "turn"]),
+    "a dependent delta": ScaledConfig(target_modules=["pos", "turn"]),
+    "a transform": TurnedConfig(target_modules=["turn"]),
+    "what no weight holds": GatedConfig(target_modules=["turn"]),
+    "rows": PlainConfig(target_modules=["lin"], trainable_token_indices={"pos": [0, 2]}),
+    "copies": PlainConfig(target_modules=["lin"], modules_to_save=["pos", "turn"]),
+    "elsewhere": PlainConfig(target_modules=["lin"]),
+}
+ROWS_OF_POSITIONS = [["a", "b"], ["b", "__base__"], ["__base__", "a"], ["a", "a"], ["__base__", "__base__"]]
+
+
+@pytest.mark.parametrize("names", ROWS_OF_POSITIONS, ids="-".join)
+@pytest.mark.parametrize("config", POSITIONS.values(), ids=POSITIONS)
+def test_what_is_computed_once_stands_for_every_row(config, names):
+    model = get_peft_model(Positions(), config, "a")
+    model.add_adapter("b", PlainConfig(target_modules=["pos", "head"]))
+    stir(model)
+    same(model(IDS, adapter_names=names), row_by_row(model, IDS, names))
+
+
+def test_what_is_computed_once_stands_for_rows_that_are_repeated_too():
+    """As generation does it, with two beams for each row."""
+    model = get_peft_model(Positions(), PlainConfig(target_modules=["pos"]), "a")
+    beams = IDS.repeat_interleave(2, 0)
+    with assigned_rows(model.base_model, ["a", "__base__"], generating=True):
+        mixed = model.get_base_model()(beams)
+    same(mixed, row_by_row(model, beams, ["a", "a", "__base__", "__base__"]))
+
+
+def heights(net):
+    """Note with how many rows the layer behind the positions is called."""
+    found = []
+    net.turn.register_forward_hook(lambda _, args, output: found.append(len(output)))
+    return found
+
+
+def test_it_stays_one_row_where_the_rows_do_not_differ_on_the_layer():
+    net = Positions()
+    model = get_peft_model(net, PlainConfig(target_modules=["emb", "pos", "turn"]), "a")
+    found = heights(net)
+    model(IDS, adapter_names=["a", "a"])
+    assert found == [1]
+    model.add_adapter("b", PlainConfig(target_modules=["emb"]))
+    model.add_adapter("c", PlainConfig(target_modules=["turn"]))
+    found.clear()
+    model(IDS, adapter_names=["b", "__base__"])
+    assert found == [1]
+    found.clear()
+    model(IDS, adapter_names=["b", "c"])
+    assert found == [2]
+
+
+def test_it_learns_from_the_rows_of_its_adapter():
+    model = get_peft_model(Positions(), PlainConfig(target_modules=["pos"]), "a")
+    model(IDS, adapter_names=["__base__", "a"])[1].square().sum().backward()
+    part = model.get_base_model().pos.adapters["a"]
+    mixed = part.plain_A.grad.clone()
+    model.zero_grad()
+    model(IDS)[1].square().sum().backward()
+    same(mixed, part.plain_A.grad)
+
+
+@pytest.mark.parametrize(
+    "positions", [torch.arange(3)[:, None], torch.arange(1), torch.arange(4)], ids=["three rows", "one id", "a line"]
+)
+def test_another_number_is_still_refused(positions):
+    net = Positions(positions)
+    model = get_peft_model(net, PlainConfig(target_modules=["pos"]), "a")
+    with pytest.raises(MixedBatchError, match=rf"2 names.*{len(positions)} rows"):
         model(IDS, adapter_names=["a", "__base__"])
-    model = get_peft_model(Positions(), PlainConfig(target_modules=["emb"]), "a")
-    a = model(IDS)
-    same(model(IDS, adapter_names=["a", "__base__"])[0], a[0])
+
+
+def test_a_vector_alone_is_no_row():
+    """It may be one token of many that was routed to this layer."""
+
+    class Routes(Words):
+        def forward(self, ids):
+            hidden = self.emb(ids)
+            hidden[0, :1] = self.lin(hidden[0, :1])
+            return self.head(hidden)
+
+    model = get_peft_model(Routes(), PlainConfig(target_modules=["lin"]), "a")
+    with torch.no_grad():
+        with pytest.raises(MixedBatchError, match=r"2 names.*1 rows"):
+            model(IDS, adapter_names=["a", "__base__"])
+        same(model(IDS, adapter_names=["a", "a"]), model(IDS))
 
 
 @pytest.mark.parametrize("order", [["steps", "ids"], ["ids", "steps"]], ids="-".join)
@@ -235,3 +334,38 @@ def test_encoder_and_decoder():
     labels = torch.tensor([[1, 2], [1, 2], [1, 2]])
     logits = model(input_ids=PROMPTS, labels=labels, adapter_names=["a", "__base__", "a"]).logits
     same(logits[0], model(input_ids=PROMPTS, labels=labels).logits[0])
+
+
+@pytest.fixture
+def gpt():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5, eos_token_id=None
+    )
+    model = get_peft_model(GPT2LMHeadModel(config).eval(), PlainConfig(target_modules=["wpe", "c_attn"]), "a")
+    model.add_adapter("b", PlainConfig(target_modules=["wpe"], r=3))
+    return stir(model)
+
+
+def test_positions_that_a_decoder_computes_once(gpt):
+    mixed = gpt(input_ids=PROMPTS, adapter_names=ROWS).logits
+    same(mixed, row_by_row(gpt, PROMPTS, ROWS, lambda ids: gpt(input_ids=ids).logits))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("mask", [True, False], ids=["masked", ""])
+def test_positions_that_a_decoder_computes_once_while_it_generates(gpt, beams, use_cache, mask):
+    options = {"max_new_tokens": 5, "num_beams": beams, "do_sample": False, "use_cache": use_cache, "pad_token_id": 0}
+    if mask:
+        options["attention_mask"] = torch.ones_like(PROMPTS)
+    mixed = gpt.generate(PROMPTS, adapter_names=ROWS, **options)
+    for row, name in enumerate(ROWS):
+        if name == "__base__":
+            with gpt.disable_adapter():
+                alone = gpt.generate(PROMPTS, **options)
+        else:
+            gpt.set_adapter(name)
+            alone = gpt.generate(PROMPTS, **options)
+        assert torch.equal(mixed[row], alone[row])

@@ -49,7 +49,6 @@ class Drawn(nn.Module):
 class DrawnAdapter(WeightDelta):
     def __init__(self, base, config, shared):
         super().__init__(base, config, shared)
-        self.__dict__["shared"] = shared
         self.drawn_v = nn.Parameter(torch.randn(base.in_features))
 
     def delta_weight(self):

@@ -37,6 +37,11 @@ def test_default_target_modules_asks_a_method_s_plugin_once_it_is_loaded(registr
     assert registry.default_target_modules("good", "known_to_the_method") == ["from_the_method"]
 
 
+def test_default_target_modules_are_those_of_the_method_s_table_unless_a_plugin_answers(registry):
+    assert registry.default_target_modules("GOOD", "known_to_its_table") == ["from_the_table"]
+    assert registry.default_target_modules("good", "known_to_the_extension") == ["from_the_extension"]
+
+
 def test_convert_checkpoint_returns_the_first_answer(registry):
     assert registry.convert_checkpoint("good", {"old.a": 1, "b": 2}, None, "a file") == {"a": 1, "b": 2}
     assert registry.convert_checkpoint("good", {"a": 1}, None, "a file") is None

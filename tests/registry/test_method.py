@@ -36,6 +36,8 @@ def test_a_complete_method():
     assert made.prefix == "some_method_"
     assert made.peft_type is PeftType.declare("some_method")
     assert made.is_mixed_compatible
+    assert made.default_targets == {}
+    assert hash(made) == hash(method())
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.name = "other"
 
@@ -62,9 +64,13 @@ def test_a_tuner_alone_is_enough():
         ({"config_cls": LayerConfig}, "field config_cls: LayerConfig belongs to the method None"),
         ({"adapter_cls": nn.Linear}, "field adapter_cls: .*Adapter"),
         ({"adapter_cls": "SomeAdapter"}, "field adapter_cls: .*Adapter"),
-        ({"adapter_cls": None}, "neither adapter_cls nor tuner_cls"),
+        ({"adapter_cls": None}, "none of adapter_cls, encoder_cls and tuner_cls"),
         ({"tuner_cls": "tuner"}, "field tuner_cls: 'tuner'"),
         ({"shared_cls": 3}, "field shared_cls: 3"),
+        ({"default_targets": ["q_proj"]}, "field default_targets: .*no mapping"),
+        ({"default_targets": {"llama": "q_proj"}}, "field default_targets: 'llama' .*'q_proj'"),
+        ({"default_targets": {"llama": [3]}}, "field default_targets: 'llama'"),
+        ({"default_targets": {3: ["q_proj"]}}, "field default_targets: 3"),
         ({"prefix": "a.b"}, "field prefix: 'a.b'"),
         ({"prefix": 3}, "field prefix: 3"),
         ({"adapter_cls": PrefixedAdapter, "prefix": "x_"}, "PrefixedAdapter declares 'given_'.*'x_'"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore_adalora.adapter import AdaLoraAdapter
@@ -24,11 +22,6 @@ def register_peft_method() -> PeftMethod:
         tuner_cls=AdaLoraTuner,
         prefix="lora_",
         shares_prefix=True,
+        default_targets=TARGETS,
         paper="2303.10512",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name all projections of the usual models."""
-    return TARGETS.get(model_type) if method == "adalora" else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
 from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.sizes import check_rank
 from peftcore.base_layers import BaseLayer
 from peftcore_adalora.config import AdaLoraConfig
 
@@ -20,7 +20,7 @@ _SPREAD = 0.02
 _EPSILON = 1e-5
 
 
-class AdaLoraAdapter(WeightDelta):
+class AdaLoraAdapter(LowRankDelta):
     """Adaptive low-rank adaptation of one layer: Δ = s · B · diag(E) · A (arXiv 2303.10512, where it is P · Λ · Q).
 
     The parameters are ``lora_A`` ``[r, in]``, ``lora_B`` ``[out, r]`` and ``lora_E`` ``[r, 1]``; on a convolution,
@@ -35,13 +35,11 @@ class AdaLoraAdapter(WeightDelta):
         ConfigError: The rank is above both sizes of the weight, or dropout can't act on the layer.
     """
 
-    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
-
     kept: Tensor | None
 
     def __init__(self, base: BaseLayer, config: AdaLoraConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        _check_rank(base, config)
+        check_rank(base, config, "init_r")
         out, fan_in = base.matrix_shape
         rank = config.init_r if config.kept_rank is None else config.kept_rank
         self.kept = None
@@ -57,17 +55,13 @@ class AdaLoraAdapter(WeightDelta):
         """Whether the layer has one weight; stacked experts have several, which one budget can't weigh."""
         return super().can_adapt(base) and base.stack == 1
 
-    def delta_weight(self) -> Tensor:
-        """Return s · B · diag(E) · A."""
-        return self.lora_B @ (self.lora_A * self.lora_E * self.scaling)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return s · diag(E) · A and B."""
+        return self.lora_A * self.lora_E * self.scaling, self.lora_B
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return s · B · diag(E) · A · dropout(x)."""
-        x = self.lora_dropout(x)
-        if self.base.groups > 1 or not len(self.lora_E):
-            return super().delta_forward(x)
-        a = (self.lora_A * self.lora_E * self.scaling).reshape(-1, *self.base.weight_shape[1:])
-        return self.base.apply_pointwise(self.lora_B, self.base.apply(a, x))
+        return super().delta_forward(self.lora_dropout(x))
 
     # ------------------------------------------------------------------------------------------- its ranks
 
@@ -107,13 +101,3 @@ class AdaLoraAdapter(WeightDelta):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={len(self.lora_E)}, scaling={self.scaling:g}"
-
-
-def _check_rank(base: BaseLayer, config: AdaLoraConfig) -> None:
-    out, fan_in = base.matrix_shape
-    if config.init_r > max(out, fan_in):
-        config.refuse(
-            "init_r",
-            f"{config.init_r} is above both sizes of a {type(base.layer).__name__}'s weight, {out} × {fan_in}: "
-            "choose a smaller one, or exclude the layer",
-        )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any, ClassVar, Literal
 
 from typing_extensions import Self
 
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, dropout_option, layout_option, option
 
 #: What a name in ``rank_pattern`` ends in, behind the layer's path.
 OF_LAYER = ".lora_E"
@@ -42,7 +41,7 @@ class AdaLoraConfig(LayerConfig, method="adalora"):
     beta2: float = option(0.85, "How much of its mean uncertainty a step keeps.", above=0, below=1)
     orth_reg_weight: float = option(0.5, "Weight of the orthogonality loss.", at_least=0)
     lora_alpha: float = option(8, "Numerator of the scaling.", pattern="alpha_pattern")
-    lora_dropout: float = option(0.0, "Probability with which an entry of the input is dropped.", at_least=0, below=1)
+    lora_dropout: float = dropout_option("an entry of the input is dropped")
     use_rslora: bool = option(False, "Divide lora_alpha by the square root of init_r instead of init_r.")
     init_lora_weights: bool | Literal["gaussian"] = option(
         True, "Start with E zero, so that the model is as it was, and A and B normal; False is for tests."
@@ -51,7 +50,7 @@ class AdaLoraConfig(LayerConfig, method="adalora"):
         None, "Which ranks training has left to which layer; written at the end, and holds from then on."
     )
     alpha_pattern: dict[str, float] = option({}, "Values of lora_alpha for single layers, by regular expressions.")
-    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+    fan_in_fan_out: bool = layout_option()
     lora_bias: bool = option(False, "Has to be False: the factors have no bias.")
     r: int = option(8, "Ignored; the ranks are init_r and target_r.", at_least=1)
 
@@ -89,10 +88,7 @@ class AdaLoraConfig(LayerConfig, method="adalora"):
         """
         special = super().for_layer(path)
         kept = (self.rank_pattern or {}).get(path + OF_LAYER)
-        if kept is not None:
-            special = copy.copy(special)
-            special.__dict__["kept_rank"] = sum(kept)
-        return special
+        return special if kept is None else special.unchecked_copy(kept_rank=sum(kept))
 
     def budget(self, step: int) -> float:
         """Return the mean rank that layers may have after a step: init_r, then falling as a cube to target_r."""

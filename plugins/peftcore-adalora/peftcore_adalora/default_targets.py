@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcore.targets.usual import ATTENTION_PROJECTIONS
+from peftcore.targets.usual import ALL_PROJECTIONS, ATTENTION_PROJECTIONS
 
 _AS_USUAL = (
     "bert bloom deberta gemma gemma2 gemma3_text gemma4 gpt2 gpt_bigcode gpt_neo gpt_neox gptj llama llama4 nemotron_h "
@@ -12,10 +12,6 @@ _AS_USUAL = (
 #: By ``config.model_type``: names of modules; more than the attention projections where the authors adapted more.
 TARGETS: dict[str, list[str]] = {
     **{model_type: ATTENTION_PROJECTIONS[model_type] for model_type in _AS_USUAL.split()},
-    "bart": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-    "opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+    **ALL_PROJECTIONS,
     "roberta": ["query", "key", "value", "dense"],
-    "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"],
-    "t5": ["q", "k", "v", "o", "wi", "wo"],
-    "mt5": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
 }

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from peftcore.adapters.base import Adapter
 from peftcore.base_layers import BaseLayer
 from peftcore.config import PeftConfig
-from peftcore.exceptions import PeftCoreError
+from peftcore.exceptions import StepError
 from peftcore.method import PeftMethod
 from peftcore.tuner import LayerTuner
 from peftcore_adalora.adapter import AdaLoraAdapter
@@ -30,8 +30,9 @@ class AdaLoraTuner(LayerTuner):
         self.adapters: dict[str, AdaLoraAdapter] = {}
         self._importance: dict[str, Importance] = {}
 
-    def _adapter(self, path: str, base: BaseLayer) -> Adapter:
-        adapter = super()._adapter(path, base)
+    def make_adapter(self, path: str, base: BaseLayer) -> Adapter:
+        """Make the adapter module for one layer, and remember it."""
+        adapter = super().make_adapter(path, base)
         assert isinstance(adapter, AdaLoraAdapter)
         self.adapters[path] = adapter
         return adapter
@@ -55,7 +56,7 @@ class AdaLoraTuner(LayerTuner):
         An adapter that was loaded with a ``rank_pattern`` keeps its ranks.
 
         Raises:
-            PeftCoreError: There are no gradients.
+            StepError: There are no gradients; nothing has changed.
         """
         config = self.config
         assert config.total_step is not None
@@ -73,7 +74,7 @@ class AdaLoraTuner(LayerTuner):
     def _measure(self) -> None:
         factors = (adapter.lora_E for adapter in self.adapters.values())
         if all(factor.grad is None for factor in factors):
-            raise PeftCoreError(
+            raise StepError(
                 f"Adapter {self.name!r} (adalora) has no gradients to tell which ranks matter: call "
                 "update_and_allocate(global_step) after loss.backward() and before optimizer.zero_grad()."
             )

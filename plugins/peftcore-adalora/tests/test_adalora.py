@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peftcore import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peftcore.exceptions import ConfigError, PeftCoreError
+from peftcore.exceptions import ConfigError, StepError
 from peftcore.testing import Snapshot, perturb
 from peftcore_adalora import AdaLoraConfig
 
@@ -199,7 +199,7 @@ def test_without_gradients_a_step_is_refused_and_nothing_has_changed():
     model = adapted()
     before = Snapshot.of(model.get_base_model())
     for step in (1, 7):
-        with pytest.raises(PeftCoreError, match=r"'default' .adalora. has no gradients.*before optimizer.zero_grad"):
+        with pytest.raises(StepError, match=r"'default' .adalora. has no gradients.*before optimizer.zero_grad"):
             model.update_and_allocate(step)
     before.assert_same(model.get_base_model(), "After a step without gradients", "")
     assert config_of(model).rank_pattern is None

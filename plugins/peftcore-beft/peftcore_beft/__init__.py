@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore_beft.adapter import BeftAdapter
@@ -16,10 +14,11 @@ __all__ = ["BeftAdapter", "BeftConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(name="beft", config_cls=BeftConfig, adapter_cls=BeftAdapter, prefix="beft_", paper="2509.15974")
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the value projections of the usual models."""
-    return TARGETS.get(model_type) if method == "beft" else None
+    return PeftMethod(
+        name="beft",
+        config_cls=BeftConfig,
+        adapter_cls=BeftAdapter,
+        prefix="beft_",
+        default_targets=TARGETS,
+        paper="2509.15974",
+    )

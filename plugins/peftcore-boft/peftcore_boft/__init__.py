@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -19,7 +19,14 @@ __all__ = ["BOFTAdapter", "BOFTConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(name="boft", config_cls=BOFTConfig, adapter_cls=BOFTAdapter, prefix="boft_", paper="2311.06243")
+    return PeftMethod(
+        name="boft",
+        config_cls=BOFTConfig,
+        adapter_cls=BOFTAdapter,
+        prefix="boft_",
+        default_targets=ATTENTION_PROJECTIONS,
+        paper="2311.06243",
+    )
 
 
 @hookimpl
@@ -29,9 +36,3 @@ def convert_checkpoint(method: str, state: Mapping[str, Tensor], config: PeftCon
         return None
     number = config.boft_n_butterfly_factor
     return {key: with_factors(value, number) if key.endswith("boft_R") else value for key, value in state.items()}
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    return ATTENTION_PROJECTIONS.get(model_type) if method == "boft" else None

@@ -32,8 +32,7 @@ class BOFTAdapter(OrthogonalTransform):
         number = config.boft_n_butterfly_factor
         if blocks % 2 ** (number - 1) or (number > 1 and size % 2):
             needs = f"blocks of an even size, and a number of them that {2 ** (number - 1)} divides"
-            layer = f"{type(base.layer).__name__} (kind {base.kind})"
-            config.refuse("boft_n_butterfly_factor", f"{number} needs {needs}; {layer} has {blocks} of size {size}")
+            config.refuse("boft_n_butterfly_factor", f"{number} needs {needs}; {base} has {blocks} of size {size}")
         self.block_dropout = config.boft_dropout
         rotations = torch.zeros(number, blocks, size, size)
         scale = torch.ones((1, base.out_features) if base.kind.startswith("conv") else (base.out_features, 1))

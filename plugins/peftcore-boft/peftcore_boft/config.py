@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftcore.adapters.orthogonal import check_blocks
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, dropout_option, layout_option, option
 
 
 class BOFTConfig(LayerConfig, method="boft"):
@@ -20,11 +20,9 @@ class BOFTConfig(LayerConfig, method="boft"):
     boft_n_butterfly_factor: int = option(
         1, "Number of factors m; each joins blocks twice as far apart as the one before.", at_least=1
     )
-    boft_dropout: float = option(
-        0.0, "Probability with which training puts the identity into the place of a block.", at_least=0, below=1
-    )
+    boft_dropout: float = dropout_option("training puts the identity into the place of a block")
     init_weights: bool = option(True, "Start with the identity; False, for tests, starts at random.")
-    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+    fan_in_fan_out: bool = layout_option()
 
     def validate(self) -> None:
         """Check the fields, and that the blocks are given by their number or by their size."""

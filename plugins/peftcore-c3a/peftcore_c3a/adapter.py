@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import WeightDelta
-from peftcore.adapters.factored import recomputed
+from peftcore.adapters.recomputing import recomputed
+from peftcore.adapters.sizes import check_divisor
 from peftcore.base_layers import BaseLayer
 from peftcore_c3a.config import C3AConfig
 
@@ -38,7 +39,7 @@ class C3AAdapter(WeightDelta):
 
     def __init__(self, base: BaseLayer, config: C3AConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        _check_block_size(base, config)
+        check_divisor(base, config, "block_size")
         self.block_size = config.block_size
         blocks = [size // config.block_size for size in base.matrix_shape]
         kernels = [torch.empty(*blocks, config.block_size) for _ in range(base.stack)]
@@ -67,14 +68,3 @@ class C3AAdapter(WeightDelta):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, block_size={self.block_size}"
-
-
-def _check_block_size(base: BaseLayer, config: C3AConfig) -> None:
-    out, into = base.matrix_shape
-    common = math.gcd(out, into)
-    if common % config.block_size:
-        config.refuse(
-            "block_size",
-            f"{config.block_size} does not divide both sizes of the weight of a {type(base.layer).__name__}, "
-            f"{out} × {into}: take a divisor of {common}, for that layer alone in block_size_pattern, or exclude it",
-        )

@@ -7,7 +7,8 @@ from torch import nn
 from peftcore import get_peft_model
 from peftcore.base_layers import ParameterLayer, adapt
 from peftcore.exceptions import ConfigError, UnsupportedLayerError
-from peftcore_c3a import C3AAdapter, C3AConfig, default_target_modules
+from peftcore.registry import registry
+from peftcore_c3a import C3AAdapter, C3AConfig
 
 
 def make(base, **options):
@@ -116,6 +117,6 @@ def test_bad_values_are_refused_by_name(options):
 
 
 def test_default_targets():
-    assert default_target_modules("c3a", "llama") == ["q_proj", "v_proj"]
-    assert default_target_modules("c3a", "gpt2") == ["mlp.c_proj"]
-    assert default_target_modules("other", "llama") is None
+    assert registry.default_target_modules("c3a", "llama") == ["q_proj", "v_proj"]
+    assert registry.default_target_modules("c3a", "gpt2") == ["mlp.c_proj"]
+    assert registry.default_target_modules("c3a", "custom") is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
@@ -21,11 +19,6 @@ def register_peft_method() -> PeftMethod:
         config_cls=HiraConfig,
         adapter_cls=HiraAdapter,
         prefix="hira_",
+        default_targets=ATTENTION_PROJECTIONS,
         paper="https://openreview.net/forum?id=TwJrTz9cRS",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    return ATTENTION_PROJECTIONS.get(model_type) if method == "hira" else None

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
 from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.sizes import check_rank
+from peftcore.adapters.starts import uniform
 from peftcore.base_layers import BaseLayer
 from peftcore_hira.config import HiraConfig
 
@@ -35,7 +37,7 @@ class HiraAdapter(WeightDelta):
 
     def __init__(self, base: BaseLayer, config: HiraConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        _check_rank(base, config)
+        check_rank(base, config, "r")
         self.r = config.r
         self.hira_dropout = input_dropout(base, config, "hira_dropout")
         self._prefix = "hira_embedding_" if base.kind == "embedding" else "hira_"
@@ -67,15 +69,4 @@ def _factors(base: BaseLayer, config: HiraConfig) -> tuple[Tensor, Tensor]:
         return a.normal_() if init is False else a.zero_(), b.normal_()
     if not init:
         return a.normal_(), b.normal_()
-    bound = fan_in**-0.5
-    return a.normal_(std=1 / config.r) if init == "gaussian" else a.uniform_(-bound, bound), b.zero_()
-
-
-def _check_rank(base: BaseLayer, config: HiraConfig) -> None:
-    out, fan_in = base.matrix_shape
-    if config.r > max(out, fan_in):
-        config.refuse(
-            "r",
-            f"{config.r} is above both sizes of a {type(base.layer).__name__}'s weight, {out} × {fan_in}: "
-            "give that layer a rank of its own in rank_pattern, or exclude it",
-        )
+    return a.normal_(std=1 / config.r) if init == "gaussian" else uniform(*shape, fan_in=fan_in), b.zero_()

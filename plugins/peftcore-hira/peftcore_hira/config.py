@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, dropout_option, layout_option, option
 
 #: Values of ``init_weights``.
 Init = bool | Literal["gaussian"] | None
@@ -20,9 +20,9 @@ class HiraConfig(LayerConfig, method="hira"):
     """
 
     r: int = option(32, "Rank of B · A; Δ has up to this rank times that of W.", at_least=1, pattern="rank_pattern")
-    hira_dropout: float = option(0.0, "Probability with which an entry of the input is dropped.", at_least=0, below=1)
+    hira_dropout: float = dropout_option("an entry of the input is dropped")
     rank_pattern: dict[str, int] = option({}, "Ranks of single layers, by regular expressions on their paths' ends.")
-    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+    fan_in_fan_out: bool = layout_option()
     init_weights: Init = option(
         True,
         "How the factors start: True (A uniform) and 'gaussian' (A normal) leave the model as it was; "

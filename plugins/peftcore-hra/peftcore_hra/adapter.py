@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.orthogonal import OrthogonalTransform, turned_size
+from peftcore.adapters.starts import uniform
 from peftcore.base_layers import BaseLayer
 from peftcore_hra.config import HRAConfig
 
@@ -30,8 +30,7 @@ class HRAAdapter(OrthogonalTransform):
         super().__init__(base, config, shared)
         size, self.apply_gs = turned_size(base), config.apply_GS
         if config.apply_GS and config.r > size:
-            layer = f"{type(base.layer).__name__} (kind {base.kind})"
-            config.refuse("r", f"{config.r} vectors can't be orthogonal in the {size} dimensions of a {layer}")
+            config.refuse("r", f"{config.r} vectors can't be orthogonal in the {size} dimensions of a {base}")
         self.hra_u = nn.Parameter(_start(size, config))
 
     def factors(self) -> Tensor:
@@ -61,6 +60,5 @@ def _start(size: int, config: HRAConfig) -> Tensor:
         reason = "orthogonal reflections" if config.apply_GS else "an odd number of reflections"
         warnings.warn(f"HRA starts away from the frozen model: {reason} can't undo each other.", stacklevel=2)
     number = config.r // 2 if pairs else config.r
-    bound = 1 / math.sqrt(number)
-    u = torch.empty(size, number).uniform_(-bound, bound)
+    u = uniform(size, number)
     return u.repeat_interleave(2, dim=1) if pairs else u

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore_ia3.adapter import IA3Adapter
@@ -18,11 +16,11 @@ __all__ = ["IA3Adapter", "IA3Config", "IA3Tuner"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="ia3", config_cls=IA3Config, adapter_cls=IA3Adapter, tuner_cls=IA3Tuner, prefix="ia3_", paper="2205.05638"
+        name="ia3",
+        config_cls=IA3Config,
+        adapter_cls=IA3Adapter,
+        tuner_cls=IA3Tuner,
+        prefix="ia3_",
+        default_targets=TARGETS,
+        paper="2205.05638",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name keys, values and the feedforward layers of the usual models."""
-    return TARGETS.get(model_type) if method == "ia3" else None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 from typing_extensions import Self
 
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, layout_option, option
 from peftcore.targets.names import NamePatterns
 
 
@@ -30,16 +29,10 @@ class IA3Config(LayerConfig, method="ia3"):
         "Target modules whose input is scaled instead of their output, written as target_modules; "
         "if None, the usual ones of the model's type, or none where it has none.",
     )
-    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+    fan_in_fan_out: bool = layout_option()
     init_ia3_weights: bool = option(
         True, "Start with ones, which leave the model as it was; else with random numbers, for tests."
     )
-
-    def _settle_types(self) -> None:
-        super()._settle_types()
-        names = self.feedforward_modules
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            self.feedforward_modules = set(names)
 
     def validate(self) -> None:
         """Check the fields, and that an expression can be compiled."""
@@ -52,6 +45,5 @@ class IA3Config(LayerConfig, method="ia3"):
         Args:
             path: The layer's dotted path in the model.
         """
-        special = copy.copy(super().for_layer(path))
-        special.__dict__["is_feedforward"] = bool(NamePatterns(self.feedforward_modules or ()).fits(path))
-        return special
+        is_feedforward = bool(NamePatterns(self.feedforward_modules or ()).fits(path))
+        return super().for_layer(path).unchecked_copy(is_feedforward=is_feedforward)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from peftcore.targets.usual import by_model_type
+
 #: Attention's modules, the feedforward ones, and the types of models that have them.
 _TABLE = (
     ("k v", "wo", "t5"),
@@ -22,12 +24,8 @@ _TABLE = (
 )
 
 #: By ``config.model_type``: names of the modules whose input is scaled.
-FEEDFORWARD: dict[str, list[str]] = {
-    model_type: feedforward.split() for _, feedforward, types in _TABLE for model_type in types.split()
-}
+FEEDFORWARD = by_model_type(*((feedforward, model_types) for _, feedforward, model_types in _TABLE))
 #: By ``config.model_type``: names of all modules to adapt.
-TARGETS: dict[str, list[str]] = {
-    model_type: f"{attention} {feedforward}".split()
-    for attention, feedforward, types in _TABLE
-    for model_type in types.split()
-}
+TARGETS = by_model_type(
+    *((f"{attention} {feedforward}", model_types) for attention, feedforward, model_types in _TABLE)
+)

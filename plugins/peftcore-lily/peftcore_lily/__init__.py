@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
@@ -18,11 +16,10 @@ __all__ = ["LilyAdapter", "LilyConfig", "LilyTuner"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="lily", config_cls=LilyConfig, adapter_cls=LilyAdapter, tuner_cls=LilyTuner, paper="2407.09946"
+        name="lily",
+        config_cls=LilyConfig,
+        adapter_cls=LilyAdapter,
+        tuner_cls=LilyTuner,
+        default_targets=ATTENTION_PROJECTIONS,
+        paper="2407.09946",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    return ATTENTION_PROJECTIONS.get(model_type) if method == "lily" else None

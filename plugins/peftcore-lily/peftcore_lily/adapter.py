@@ -31,14 +31,14 @@ class LilyAdapter(Bypass):
     commutes = True
     unmergeable_because = "its router weighs the experts by the input"
 
+    shared: Shared
     lily_A: nn.Linear
     lily_B: nn.Linear
 
     def __init__(self, base: BaseLayer, config: LilyConfig, shared: Shared | None = None) -> None:
-        super().__init__(base, config, shared)
+        super().__init__(base, config, shared or Shared())
         self.scaling = config.scaling
         self.average_over = config.average_over
-        self.shared = shared or Shared()
         # Like torch's own layers all of it starts uniform within ±1/√fan-in, but for B.
         self.lily_router = nn.Linear(config.r, config.num_B, bias=False)
         if self.shared.lily_A is None:

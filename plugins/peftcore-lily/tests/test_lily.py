@@ -58,7 +58,6 @@ def test_the_core_finds_the_method_and_its_names():
     method = peftcore_lily.register_peft_method()
     assert (method.name, method.prefix) == ("lily", "lily_")
     assert peftcore.LilyConfig is LilyConfig
-    assert peftcore_lily.default_target_modules("lora", "llama") is None
 
 
 def by_hand(layer, x, over):

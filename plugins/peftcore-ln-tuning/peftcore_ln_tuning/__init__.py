@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -25,14 +25,9 @@ def register_peft_method() -> PeftMethod:
         config_cls=LNTuningConfig,
         adapter_cls=LNTuningAdapter,
         tuner_cls=LNTuningTuner,
+        default_targets=TARGETS,
         paper="2312.11420",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the normalization layers of the usual models."""
-    return TARGETS.get(model_type) if method == "ln_tuning" else None
 
 
 @hookimpl

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-_MODEL_TYPES_BY_TARGETS = {
-    "input_layernorm post_attention_layernorm norm": "llama mistral gemma",
-    "input_layernorm post_attention_layernorm ln_f": "bloom falcon",
-    "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm norm": (
-        "gemma2 gemma3_text"
-    ),
-    "post_attention_layernorm": "qwen2 qwen3",
-    "input_layernorm final_layernorm": "phi",
-    "layer_norm final_layer_norm": "t5 mt5",
-    "self_attn_layer_norm encoder_attn_layer_norm final_layer_norm": "bart",
-    "ln_1 ln_2 ln_f": "gpt2",
-    "ln_1 ln_f": "gptj",
-    "layernorm LayerNorm final_layer_norm self_attn_layer_norm": "blip-2",
-    # Beside the norms, what joins the image to the language, and both ends of the language model.
-    "multi_modal_projector input_layernorm post_attention_layernorm norm embed_tokens lm_head": "llava",
-}
+from peftcore.targets.usual import by_model_type
 
 #: By ``config.model_type``: names of modules.
-TARGETS: dict[str, list[str]] = {
-    model_type: targets.split()
-    for targets, model_types in _MODEL_TYPES_BY_TARGETS.items()
-    for model_type in model_types.split()
-}
+TARGETS = by_model_type(
+    ("input_layernorm post_attention_layernorm norm", "llama mistral gemma"),
+    ("input_layernorm post_attention_layernorm ln_f", "bloom falcon"),
+    (
+        "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm norm",
+        "gemma2 gemma3_text",
+    ),
+    ("post_attention_layernorm", "qwen2 qwen3"),
+    ("input_layernorm final_layernorm", "phi"),
+    ("layer_norm final_layer_norm", "t5 mt5"),
+    ("self_attn_layer_norm encoder_attn_layer_norm final_layer_norm", "bart"),
+    ("ln_1 ln_2 ln_f", "gpt2"),
+    ("ln_1 ln_f", "gptj"),
+    ("layernorm LayerNorm final_layer_norm self_attn_layer_norm", "blip-2"),
+    # Beside the norms, what joins the image to the language, and both ends of the language model.
+    ("multi_modal_projector input_layernorm post_attention_layernorm norm embed_tokens lm_head", "llava"),
+)

@@ -14,7 +14,8 @@ from peftcore.tuner import LayerTuner
 class LNTuningTuner(LayerTuner):
     """Puts LN tuning on the layers of a model."""
 
-    def _view(self, module: nn.Module) -> BaseLayer:
+    def view(self, module: nn.Module) -> BaseLayer:
+        """Return the view of a module as a whole."""
         return OpaqueLayer(module)
 
     def plan(self, report: TargetReport[BaseLayer], on_unmatched: OnUnmatched = "error") -> list[Slot]:

@@ -38,7 +38,6 @@ def test_the_core_finds_the_method_and_its_names():
     method = peftcore_ln_tuning.register_peft_method()
     assert (method.name, method.prefix) == ("ln_tuning", "ln_tuning_")
     assert peftcore.LNTuningConfig is LNTuningConfig
-    assert peftcore_ln_tuning.default_target_modules("lora", "llama") is None
 
 
 def test_training_changes_the_copies_alone():

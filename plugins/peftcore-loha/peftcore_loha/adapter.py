@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from peftcore.adapters.factored import FactoredDelta, recomputed
+from peftcore.adapters.factored import FactoredDelta
+from peftcore.adapters.recomputing import recomputed
+from peftcore.adapters.sizes import check_rank
 from peftcore.base_layers import BaseLayer
 from peftcore_loha.config import LoHaConfig
 
@@ -23,7 +25,7 @@ class LoHaAdapter(FactoredDelta):
 
     def __init__(self, base: BaseLayer, config: LoHaConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        _check_rank(base, config)
+        check_rank(base, config, "r")
         self.hada_w1_a, self.hada_w1_b, self.hada_t1 = self.split(*self.sizes)
         self.hada_w2_a, self.hada_w2_b, self.hada_t2 = self.split(*self.sizes)
         if config.init_weights:
@@ -36,13 +38,3 @@ class LoHaAdapter(FactoredDelta):
     def _product(self) -> Tensor:
         first = self.join(self.hada_w1_a * self.scaling, self.hada_w1_b, self.hada_t1)
         return first * self.join(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
-
-
-def _check_rank(base: BaseLayer, config: LoHaConfig) -> None:
-    rows, columns = base.matrix_shape
-    if config.r > max(rows, columns):
-        config.refuse(
-            "r",
-            f"{config.r} is above both sizes of a {type(base.layer).__name__}'s weight, {rows} × {columns}: "
-            "give that layer a rank of its own in rank_pattern, or exclude it",
-        )

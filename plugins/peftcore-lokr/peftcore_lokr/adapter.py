@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.factored import FactoredDelta, recomputed
+from peftcore.adapters.factored import FactoredDelta
+from peftcore.adapters.recomputing import recomputed
 from peftcore.base_layers import BaseLayer
 from peftcore_lokr.config import LoKrConfig
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
+from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_lora.adapter import LoraAdapter
 from peftcore_lora.config import LoraConfig
-from peftcore_lora.default_targets import TARGETS
 
 __all__ = ["LoraAdapter", "LoraConfig"]
 
@@ -22,11 +20,6 @@ def register_peft_method() -> PeftMethod:
         adapter_cls=LoraAdapter,
         prefix="lora_",
         shares_prefix=True,
+        default_targets=ATTENTION_PROJECTIONS,
         paper="2106.09685",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    return TARGETS.get(model_type) if method == "lora" else None

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.adapters.dropout import input_dropout
 from peftcore.base_layers import BaseLayer
 from peftcore_lora import inits
 from peftcore_lora.config import LoraConfig
 from peftcore_lora.forms import ACROSS, AcrossGroups, Form, Groups, form_for
 
-#: What can't be asked of which kinds, and why.
-_LIMITS = {
-    "lora_dropout": ({"attention", "parameter"}, "acts on the input, which does not pass through the adapter there"),
-    "lora_bias": ({"attention", "embedding", "parameter"}, "needs a layer that only adds its bias to its output"),
-}
+#: Kinds whose bias, if they have one, is not just added to the output.
+_WITHOUT_BIAS = {"attention", "embedding", "parameter"}
 
 
 class Factor(nn.Module):
@@ -58,7 +56,7 @@ class LoraAdapter(WeightDelta):
     lora_alpha: float
     scaling: float
     form: Form
-    lora_dropout: nn.Dropout | None
+    lora_dropout: nn.Module | None
     lora_A: Factor | None
     lora_B: Factor
     lora_embedding_A: nn.Parameter | None
@@ -69,8 +67,9 @@ class LoraAdapter(WeightDelta):
         _check_kind(base, config)
         scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
         self.__dict__.update(r=config.r, lora_alpha=config.lora_alpha, scaling=scaling, form=form_for(base, config))
+        # An Identity would be one module more for every layer that is adapted, and one call more in forward.
         drops_out = config.lora_dropout > 0 and base.kind != "embedding"
-        self._modules["lora_dropout"] = nn.Dropout(config.lora_dropout) if drops_out else None
+        self._modules["lora_dropout"] = input_dropout(base, config, "lora_dropout") if drops_out else None
         self._make_factors(config)
 
     def _make_factors(self, config: LoraConfig) -> None:
@@ -211,12 +210,8 @@ def _take(factor: Factor | None, name: str, value: Tensor) -> None:
 
 
 def _check_kind(base: BaseLayer, config: LoraConfig) -> None:
-    for field, (kinds, reason) in _LIMITS.items():
-        if base.kind in kinds and getattr(config, field) and not (field == "lora_dropout" and config.inference_mode):
-            config.refuse(field, f"{reason}: leave it out, or exclude the {_spell(base)}")
+    if config.lora_bias and base.kind in _WITHOUT_BIAS:
+        problem = "needs a layer that only adds its bias to its output"
+        config.refuse("lora_bias", f"{problem}: leave it out, or exclude the {base}")
     if config.init_lora_weights == "orthogonal" and len(base.weight_shape) > 2:
-        config.refuse("init_lora_weights", f"'orthogonal' is defined for matrices only, and not for a {_spell(base)}")
-
-
-def _spell(base: BaseLayer) -> str:
-    return f"{type(base.layer).__name__} (kind {base.kind})"
+        config.refuse("init_lora_weights", f"'orthogonal' is defined for matrices only, and not for a {base}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, dropout_option, layout_option, option
 
 #: Values of ``init_lora_weights``.
 Init = bool | Literal["gaussian", "orthogonal"]
@@ -26,11 +26,11 @@ class LoraConfig(LayerConfig, method="lora"):
 
     r: int = option(8, "Rank: how many dimensions Δ may have.", at_least=1, pattern="rank_pattern")
     lora_alpha: float = option(8, "Numerator of the scaling.", pattern="alpha_pattern")
-    lora_dropout: float = option(0.0, "Probability with which an entry of the input is dropped.", at_least=0, below=1)
+    lora_dropout: float = dropout_option("an entry of the input is dropped")
     use_rslora: bool = option(False, "Divide lora_alpha by the square root of r instead of r.")
     rank_pattern: dict[str, int] = option({}, "Ranks of single layers, by regular expressions on their paths' ends.")
     alpha_pattern: dict[str, float] = option({}, "Values of lora_alpha for single layers, written as rank_pattern.")
-    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+    fan_in_fan_out: bool = layout_option()
     init_lora_weights: Init = option(
         True, "How the factors start; all but False, which is for tests, leave the model as it was."
     )

@@ -6,11 +6,10 @@ All tensors are made in torch's default dtype and on its default device; who cal
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from peftcore.adapters.starts import uniform
 from peftcore_lora.config import Init
 
 Shape = tuple[int, ...]
@@ -30,7 +29,7 @@ def factors(init: Init, a: Shape | None, b: Shape, rank: int) -> tuple[Tensor | 
         return None, last(init, b)
     if init == "orthogonal":
         return _orthogonal(a, b, rank)
-    return torch.empty(a).normal_(std=1 / rank) if init == "gaussian" else uniform(a), last(init, b)
+    return torch.empty(a).normal_(std=1 / rank) if init == "gaussian" else uniform(*a), last(init, b)
 
 
 def embedding_factors(init: Init, a: Shape | None, b: Shape) -> tuple[Tensor | None, Tensor]:
@@ -46,23 +45,9 @@ def embedding_factors(init: Init, a: Shape | None, b: Shape) -> tuple[Tensor | N
 def last(init: Init, shape: Shape, fan_in: int | None = None) -> Tensor:
     """Return what ends a product, or a bias: uniform if ``init`` is False, else zero."""
     if init is False:
-        return uniform(shape, fan_in)
+        return uniform(*shape, fan_in=fan_in)
     tensor = torch.empty(shape)
     return tensor if tensor.is_meta else tensor.zero_()
-
-
-def uniform(shape: Shape, fan_in: int | None = None) -> Tensor:
-    """Return a tensor uniform within ±1/√fan-in, as torch's own layers start: Kaiming's with a = √5.
-
-    Args:
-        shape: Its shape.
-        fan_in: The size of all dimensions but the first, if None.
-    """
-    tensor = torch.empty(shape)
-    if tensor.is_meta:
-        return tensor  # torch draws no numbers there, and takes longer than all else here to do so
-    bound = 1 / math.sqrt(math.prod(shape[1:]) if fan_in is None else fan_in)
-    return tensor.uniform_(-bound, bound)
 
 
 def _orthogonal(a: Shape, b: Shape, rank: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 import peftcore
 import peftcore_lora
 from peftcore import PeftModel, get_peft_model
+from peftcore.registry import registry
 from peftcore.targets import ModuleMatcher
 from peftcore_lora import LoraAdapter, LoraConfig
 
@@ -54,14 +55,13 @@ def test_default_targets_mean_what_hf_peft_s_mean(model_type):
         for name in NAMES
         if (re.fullmatch(theirs, name) if isinstance(theirs, str) else name.rsplit(".")[-1] in theirs)
     }
-    matcher = ModuleMatcher(peftcore_lora.default_target_modules("lora", model_type))
+    matcher = ModuleMatcher(registry.default_target_modules("lora", model_type))
     assert expected
     assert {name for name in NAMES if matcher.match(nn.Linear(1, 1), name)} == expected
 
 
-def test_other_methods_and_models_have_no_default_targets_here():
-    assert peftcore_lora.default_target_modules("c3a", "llama") is None
-    assert peftcore_lora.default_target_modules("lora", "custom") is None
+def test_other_models_have_no_default_targets_here():
+    assert registry.default_target_modules("lora", "custom") is None
 
 
 class Model(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
@@ -16,10 +14,11 @@ __all__ = ["OFTAdapter", "OFTConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(name="oft", config_cls=OFTConfig, adapter_cls=OFTAdapter, prefix="oft_", paper="2306.07280")
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    return ATTENTION_PROJECTIONS.get(model_type) if method == "oft" else None
+    return PeftMethod(
+        name="oft",
+        config_cls=OFTConfig,
+        adapter_cls=OFTAdapter,
+        prefix="oft_",
+        default_targets=ATTENTION_PROJECTIONS,
+        paper="2306.07280",
+    )

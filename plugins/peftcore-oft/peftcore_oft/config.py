@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from peftcore.adapters.orthogonal import check_blocks
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, dropout_option, layout_option, option
 
 
 class OFTConfig(LayerConfig, method="oft"):
@@ -19,9 +17,7 @@ class OFTConfig(LayerConfig, method="oft"):
 
     r: int = option(0, "Number of blocks; 0 to give their size instead.", at_least=0)
     oft_block_size: int = option(32, "Size of the blocks; 0 to give their number instead.", at_least=0)
-    module_dropout: float = option(
-        0.0, "Probability with which training puts the identity into the place of a block.", at_least=0, below=1
-    )
+    module_dropout: float = dropout_option("training puts the identity into the place of a block")
     init_weights: bool = option(True, "Start with the identity; False, for tests, starts at random.")
     coft: bool = option(False, "Keep the rotations small: the norm of all blocks' generators within eps.")
     eps: float = option(6e-5, "How far coft lets the rotations go.", above=0)
@@ -30,16 +26,9 @@ class OFTConfig(LayerConfig, method="oft"):
         True, "Compute the rotations by a series without an inverse, orthogonal up to the terms left out."
     )
     num_cayley_neumann_terms: int = option(5, "Terms of the series.", at_least=1)
-    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+    fan_in_fan_out: bool = layout_option()
 
     def validate(self) -> None:
         """Check the fields, and that the blocks are given by their number or by their size."""
         super().validate()
         check_blocks(self, "r", "oft_block_size")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values, ``peft_version`` only if it is set: HF PEFT can't read null there."""
-        values = super().to_dict()
-        if values["peft_version"] is None:
-            del values["peft_version"]
-        return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -29,14 +29,9 @@ def register_peft_method() -> PeftMethod:
         adapter_cls=RandLoraAdapter,
         shared_cls=RandLoraBases,
         prefix="randlora_",
+        default_targets=ATTENTION_PROJECTIONS,
         paper="2502.00987",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    return ATTENTION_PROJECTIONS.get(model_type) if method == "randlora" else None
 
 
 @hookimpl

@@ -6,10 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.recomputing import recomputed
 from peftcore.base_layers import BaseLayer
 from peftcore_randlora.bases import RandLoraBases
 from peftcore_randlora.config import RandLoraConfig
@@ -35,15 +35,12 @@ class RandLoraAdapter(LowRankDelta):
 
     def __init__(self, base: BaseLayer, config: RandLoraConfig, shared: RandLoraBases) -> None:
         super().__init__(base, config, shared)
-        # Kept out of the module tree: it is no part of this layer's state.
-        self.__dict__["shared"] = shared
         self.randlora_dropout = input_dropout(base, config, "randlora_dropout")
         self.scaling = config.randlora_alpha / config.r
         short, long = sorted(base.matrix_shape)
         number = math.ceil(short / config.r)
-        stack = (base.stack,) if base.stack > 1 else ()
-        self.randlora_lambda = nn.Parameter(torch.randn(*stack, config.r, number))
-        self.randlora_gamma = nn.Parameter(torch.full((*stack, number, short), 1 / long))
+        self.randlora_lambda = nn.Parameter(torch.randn(*base.stack_shape, config.r, number))
+        self.randlora_gamma = nn.Parameter(torch.full((*base.stack_shape, number, short), 1 / long))
         if config.init_weights:
             nn.init.zeros_(self.randlora_lambda)
             nn.init.constant_(self.randlora_gamma, 1 / short)
@@ -55,7 +52,7 @@ class RandLoraAdapter(LowRankDelta):
         # Which column of the Bᵢ meets which row of the scaled A is a matter of naming random numbers; files have it so.
         frozen = frozen.flatten(1).to(self.randlora_gamma)
         # For the gradient, autograd would keep matrices as large as the weight; they are computed again.
-        trained = checkpoint(self._scaled, use_reentrant=False, preserve_rng_state=False)
+        trained = recomputed(self._scaled)
         return (trained, frozen) if rows >= columns else (frozen.mT, trained.mT)
 
     def _scaled(self) -> Tensor:

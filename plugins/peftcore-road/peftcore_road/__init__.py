@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
@@ -16,10 +14,11 @@ __all__ = ["RoadAdapter", "RoadConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(name="road", config_cls=RoadConfig, adapter_cls=RoadAdapter, prefix="road_", paper="2409.00119")
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    return ATTENTION_PROJECTIONS.get(model_type) if method == "road" else None
+    return PeftMethod(
+        name="road",
+        config_cls=RoadConfig,
+        adapter_cls=RoadAdapter,
+        prefix="road_",
+        default_targets=ATTENTION_PROJECTIONS,
+        paper="2409.00119",
+    )

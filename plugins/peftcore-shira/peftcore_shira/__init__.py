@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
@@ -17,13 +15,10 @@ __all__ = ["MaskFunction", "ShiraAdapter", "ShiraConfig"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="shira", config_cls=ShiraConfig, adapter_cls=ShiraAdapter, prefix="shira_", paper="2406.13175"
+        name="shira",
+        config_cls=ShiraConfig,
+        adapter_cls=ShiraAdapter,
+        prefix="shira_",
+        default_targets={**ATTENTION_PROJECTIONS, "phi": ["q_proj", "v_proj"]},
+        paper="2406.13175",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    if method != "shira":
-        return None
-    return ["q_proj", "v_proj"] if model_type == "phi" else ATTENTION_PROJECTIONS.get(model_type)

@@ -38,7 +38,7 @@ class ShiraAdapter(WeightDelta):
             config.refuse(
                 "r",
                 f"{config.r} stands for {config.r} · ({rows} + {columns}) = {count} entries, and the weight of a "
-                f"{type(base.layer).__name__} (kind {base.kind}) has {rows * columns}: "
+                f"{base} has {rows * columns}: "
                 "choose a smaller one, or exclude the layer",
             )
         self.shira_weight = nn.Parameter(torch.zeros(count) if config.init_weights else torch.randn(count))
@@ -94,4 +94,4 @@ class ShiraAdapter(WeightDelta):
 
 
 def _refuse_mask(config: ShiraConfig, base: BaseLayer, problem: str) -> NoReturn:
-    config.refuse("mask_fn", f"returned {problem} for a {type(base.layer).__name__} (kind {base.kind})")
+    config.refuse("mask_fn", f"returned {problem} for a {base}")

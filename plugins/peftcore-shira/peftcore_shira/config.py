@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, layout_option, option
 
 #: Chooses the entries of a layer that train: called with the frozen layer, ``r`` and the keyword ``random_seed``, it
 #: returns zeros and ``r · (out + in)`` ones in the shape of the canonical weight, that of a linear layer's ``weight``.
@@ -28,7 +28,7 @@ class ShiraConfig(LayerConfig, method="shira"):
     r: int = option(32, "Train r · (out + in) entries of a weight, as many as LoRA of this rank.", at_least=1)
     mask_type: Literal["random"] = option("random", "How entries are chosen where there is no mask_fn.")
     random_seed: int | None = option(None, "Seed of the random choice; layers of one shape get the same entries.")
-    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+    fan_in_fan_out: bool = layout_option()
     init_weights: bool = option(
         True, "Start with zeros, which leave the model as it was; else with random numbers, for tests."
     )

@@ -17,9 +17,6 @@ class TrainableTokensConfig(LayerConfig, method="trainable_tokens"):
 
     token_indices: list[int] = option([], "Indices of the tokens to train, each once.")
     init_weights: bool = option(True, "Start with the rows as they are; else with random ones, for tests.")
-    modules_to_save: list[str] | None = option(
-        None, "Modules to train whole and to save with the adapter.", extension=True
-    )
 
     def validate(self) -> None:
         """Check the fields, and that each token is given once."""

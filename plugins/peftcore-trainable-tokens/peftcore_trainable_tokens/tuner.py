@@ -17,7 +17,8 @@ from peftcore.tuner import LayerTuner
 class TrainableTokensTuner(LayerTuner):
     """Puts trained rows into the embeddings of a model."""
 
-    def _default_targets(self) -> Sequence[str] | None:
+    def default_targets(self) -> Sequence[str] | None:
+        """Return the path of the model's input embedding if the config names no targets, else None."""
         if self.config.target_modules is not None or self.config.exclude_modules:
             return None
         embedding = _input_embedding(self.model)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.sizes import check_divisor
 from peftcore.base_layers import BaseLayer
 from peftcore.exceptions import CheckpointError
 from peftcore_vblora.bank import VectorBank
@@ -38,14 +39,12 @@ class VBLoRAAdapter(LowRankDelta):
 
     def __init__(self, base: BaseLayer, config: VBLoRAConfig, shared: VectorBank) -> None:
         super().__init__(base, config, shared)
-        # Kept out of the module tree: it is no part of this layer's state.
-        self.__dict__["shared"] = shared
         self.vblora_dropout = input_dropout(base, config, "vblora_dropout")
         self.topk, self.saves_top_k = config.topk, config.save_only_topk_weights
-        into, out = _pieces(base, config)
-        stack = (base.stack,) if base.stack > 1 else ()
+        check_divisor(base, config, "vector_length")
+        out, into = (size // config.vector_length for size in base.matrix_shape)
         for name, pieces in zip(_LOGITS, ((config.r, into), (out, config.r)), strict=True):
-            logits = torch.randn(*stack, *pieces, config.num_vectors) * config.init_logits_std
+            logits = torch.randn(*base.stack_shape, *pieces, config.num_vectors) * config.init_logits_std
             self.register_parameter(name, nn.Parameter(logits))
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -95,20 +94,3 @@ class VBLoRAAdapter(LowRankDelta):
                 else:
                     current.copy_(logits)
                 self.has_top_k_only = True
-
-
-def _pieces(base: BaseLayer, config: VBLoRAConfig) -> tuple[int, int]:
-    """Return into how many pieces the vectors cut the layer's inputs and outputs.
-
-    Raises:
-        ConfigError: They don't.
-    """
-    out, into = base.matrix_shape
-    for what, size in (("inputs", into), ("outputs", out)):
-        if size % config.vector_length:
-            config.refuse(
-                "vector_length",
-                f"{config.vector_length} does not divide the {size} {what} of a {type(base.layer).__name__} "
-                f"(weight {out} × {into}): choose a common divisor, or exclude that layer",
-            )
-    return into // config.vector_length, out // config.vector_length

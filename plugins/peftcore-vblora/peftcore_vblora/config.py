@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, dropout_option, layout_option, option
 
 
 class VBLoRAConfig(LayerConfig, method="vblora"):
@@ -23,8 +23,8 @@ class VBLoRAConfig(LayerConfig, method="vblora"):
     save_only_topk_weights: bool = option(
         False, "Write files that hold the chosen vectors' weights alone: small, and not to be trained further."
     )
-    vblora_dropout: float = option(0.0, "Probability with which an entry of the input is dropped.", at_least=0, below=1)
-    fan_in_fan_out: bool = option(False, "Ignored, since a layer's own class says how it stores its weight.")
+    vblora_dropout: float = dropout_option("an entry of the input is dropped")
+    fan_in_fan_out: bool = layout_option()
     init_vector_bank_bound: float = option(
         0.02, "The bank starts uniform within ± this; zero would leave all gradients zero.", at_least=0
     )

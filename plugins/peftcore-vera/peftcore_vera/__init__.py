@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
@@ -23,13 +21,6 @@ def register_peft_method() -> PeftMethod:
         adapter_cls=VeraAdapter,
         shared_cls=VeraProjections,
         prefix="vera_",
+        default_targets={**ATTENTION_PROJECTIONS, "phi": ["q_proj", "v_proj"]},
         paper="2310.11454",
     )
-
-
-@hookimpl
-def default_target_modules(method: str, model_type: str) -> Sequence[str] | None:
-    """Name the attention projections of the usual models."""
-    if method != "vera":
-        return None
-    return ["q_proj", "v_proj"] if model_type == "phi" else ATTENTION_PROJECTIONS.get(model_type)

@@ -27,12 +27,9 @@ class VeraAdapter(LowRankDelta):
 
     def __init__(self, base: BaseLayer, config: VeraConfig, shared: VeraProjections) -> None:
         super().__init__(base, config, shared)
-        # Kept out of the module tree: it is no part of this layer's state.
-        self.__dict__["shared"] = shared
         self.vera_dropout = input_dropout(base, config, "vera_dropout")
-        stack = (base.stack,) if base.stack > 1 else ()
-        self.vera_lambda_b = nn.Parameter(torch.ones(*stack, base.matrix_shape[0]))
-        self.vera_lambda_d = nn.Parameter(torch.randn(*stack, config.r))
+        self.vera_lambda_b = nn.Parameter(torch.ones(*base.stack_shape, base.matrix_shape[0]))
+        self.vera_lambda_d = nn.Parameter(torch.randn(*base.stack_shape, config.r))
         if config.init_weights:
             nn.init.zeros_(self.vera_lambda_b)
             nn.init.constant_(self.vera_lambda_d, config.d_initial)

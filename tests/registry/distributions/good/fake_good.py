@@ -8,6 +8,9 @@ from peftcore.method import PeftMethod
 __all__ = ["GoodConfig", "Unrelated"]
 
 
+TABLE = {"known_to_its_table": ["from_the_table"], "known_to_the_extension": ["never_asked"]}
+
+
 class GoodConfig(LayerConfig, method="good"):
     """The options of the method."""
 
@@ -22,7 +25,7 @@ class Unrelated:
 
 @hookimpl
 def register_peft_method():
-    return PeftMethod(name="good", config_cls=GoodConfig, adapter_cls=GoodAdapter)
+    return PeftMethod(name="good", config_cls=GoodConfig, adapter_cls=GoodAdapter, default_targets=TABLE)
 
 
 @hookimpl

@@ -1,0 +1,71 @@
+"""Projections: random, frozen tensors that all layers of an adapter share; layers train what scales them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from peftcore.base_layers.base import BaseLayer
+from peftcore.config import LayerConfig, option
+
+
+class ProjectionConfig(LayerConfig):
+    """What every method with shared projections can be asked."""
+
+    projection_prng_key: int = option(
+        0, "Seed from which the projections are drawn.", at_least=-(2**63), at_most=2**63 - 1
+    )
+    save_projection: bool = option(
+        True, "Whether files hold the projections; if not, they are drawn again from the seed when a file is loaded."
+    )
+
+
+class Projections(nn.Module):
+    """The frozen tensors of an adapter, as large as its largest layers; each layer uses the part that fits it.
+
+    The author writes :meth:`draw`.
+    A method names its class as ``shared_cls``; an adapter module finds the tensors at ``self.shared``.
+
+    Args:
+        config: The method's config.
+        bases: The views of all layers that the adapter is going to stand on.
+    """
+
+    def __init__(self, config: ProjectionConfig, bases: Sequence[BaseLayer]) -> None:
+        super().__init__()
+        out, into = (max(sizes) for sizes in zip(*(base.matrix_shape for base in bases), strict=True))
+        generator = Generator("cpu").manual_seed(config.projection_prng_key)
+        for name, drawn in self.draw(config, out, into, generator).items():
+            self.register_buffer(name, drawn.to(torch.get_default_device()), persistent=config.save_projection)
+
+    @abstractmethod
+    def draw(self, config: Any, out: int, into: int, generator: Generator) -> Mapping[str, Tensor]:
+        """Return the tensors by their names in files.
+
+        They have to be made on the CPU, so that one seed gives the same numbers on every device.
+
+        Args:
+            config: The method's config.
+            out: The largest number of outputs of the layers.
+            into: The largest number of inputs, of a convolution times the size of its kernel.
+            generator: Draws from the config's seed, on the CPU.
+        """
+
+
+def kaiming(
+    shape: Sequence[int], generator: Generator, *, slope: float = 0.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return a tensor made on the CPU, uniform within ±√(6 / ((1 + slope²) · fan-in)) (Kaiming, arXiv 1502.01852).
+
+    Args:
+        shape: Its shape; the fan-in is the size of all dimensions but the first.
+        generator: Draws.
+        slope: That of the leaky rectifier that the start is made for.
+        dtype: In which numbers are drawn, which decides what they are.
+    """
+    empty = torch.empty(tuple(shape), device="cpu", dtype=dtype)
+    return nn.init.kaiming_uniform_(empty, a=slope, generator=generator)

@@ -1,0 +1,64 @@
+"""How the modules of an adapter are made: where, in which dtype, and without wasted work."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from peftcore.adapters.base import Adapter
+
+#: dtypes in which training is too coarse; adapters on such layers are kept in float32 unless told otherwise.
+COARSE_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
+
+
+def parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield a module's parameters, shared ones repeatedly: torch's own way, without that, is several times slower."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            yield parameter
+    for child in module._modules.values():
+        if child is not None:
+            yield from parameters_of(child)
+
+
+def has_unsaved_tensors(module: nn.Module) -> bool:
+    """Return whether a module holds what no file brings: indices, projections drawn from a seed."""
+    unsaved = module._non_persistent_buffers_set
+    return bool(unsaved) or any(has_unsaved_tensors(child) for child in module._modules.values() if child is not None)
+
+
+def making_tensors_on(device: torch.device) -> AbstractContextManager[object]:
+    """Return a block in which new tensors are made on a device, for nothing where that is the default."""
+    return nullcontext() if device == torch.get_default_device() else device
+
+
+def adapter_dtype(layer_dtype: torch.dtype, autocast: bool) -> torch.dtype:
+    """Return the dtype of an adapter on a layer: the layer's, or a finer one if that is too coarse to train in."""
+    return torch.float32 if autocast and layer_dtype in COARSE_DTYPES else layer_dtype
+
+
+def settle_dtype(adapter: Adapter, layer_dtype: torch.dtype, autocast: bool) -> None:
+    """Bring an adapter to its layer's dtype, unless that is too coarse to train in."""
+    dtype = adapter_dtype(layer_dtype, autocast)
+    if dtype.is_floating_point and adapter.dtype != dtype:
+        adapter.to(dtype)
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Hold Python's garbage collector off while many modules are made that all stay: it would walk them repeatedly."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            if not gc.get_freeze_count():
+                # Straight to the oldest generation, where they will be anyway, without a walk over all that is new.
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()
