@@ -263,7 +263,7 @@ class TrainedTokens(TokenRows):
 
     def put_rows(self, output: Tensor, ids: Tensor) -> Tensor:
         """Put the vectors of the trained tokens into an embedding's output, where their ids stand."""
-        place = torch.searchsorted(self._sorted, ids).clamp_(max=len(self._sorted) - 1)
+        place = torch.searchsorted(self._sorted, ids.contiguous()).clamp_(max=len(self._sorted) - 1)
         hit = self._sorted[place] == ids
         vectors = nn.functional.embedding(self._order[place], self.trainable_tokens_delta).to(output.dtype)
         return torch.where(hit.unsqueeze(-1), vectors, output)

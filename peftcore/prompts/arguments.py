@@ -69,7 +69,7 @@ def rewritten(model: nn.Module, call: PromptedCall, given: Mapping[str, Any], si
     if known is not None and cache_length(arguments["past_key_values"]):
         return _continued(model, arguments, known)
     in_decoder = sizes.is_encoder_decoder
-    if in_decoder and DECODER in call.embeddings:
+    if in_decoder and (DECODER in call.embeddings or not _all_used(call.key_values)):
         _give_decoder_tokens(model, arguments)
     if MAIN in call.embeddings and arguments.get("encoder_outputs") is None:
         columns = widen(model, call, MAIN, arguments, sizes, None if in_decoder else call.key_values)
@@ -161,8 +161,10 @@ def widen(
         arguments[f"{side}inputs_embeds"] = layout.insert(slots.values, embeds)
     elif layout is not None:
         call.windows[side] = Window(*columns.places(length))
-    if flat is None and mask is None and not columns.is_full() and tokens is not None:
-        flat = tokens.new_ones(len(tokens), past + length, dtype=torch.long)
+    if flat is None and mask is None and not columns.is_full():
+        if tokens is None:
+            raise TaskError(f"Rows with different prefixes need {side}input_ids, or a mask, in {type(model).__name__}.")
+        flat = tokens.new_ones(tokens.shape[0], past + length, dtype=torch.long)
     if flat is not None:
         arguments[f"{side}attention_mask"] = columns.widen(flat)
     elif isinstance(mask, Tensor):
@@ -253,8 +255,13 @@ def _is_causal(model: nn.Module, side: Side) -> bool:
 
 def _give_decoder_tokens(model: nn.Module, arguments: dict[str, Any]) -> None:
     """Give a decoder the tokens that it would make of the labels, before these are widened."""
-    if _tokens(arguments, DECODER) is None and arguments.get("labels") is not None:
-        arguments["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(arguments["labels"])  # type: ignore[operator]
+    shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shifted is not None and _tokens(arguments, DECODER) is None and arguments.get("labels") is not None:
+        arguments["decoder_input_ids"] = shifted(arguments["labels"])
+
+
+def _all_used(prefix: Slots | None) -> bool:
+    return prefix is None or bool(prefix.used.all())
 
 
 def _widen_what_runs_along(arguments: dict[str, Any], columns: Columns, *, labels: bool) -> None:

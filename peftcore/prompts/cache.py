@@ -75,11 +75,17 @@ def check_keeps_cache(model: nn.Module) -> None:
     Raises:
         TaskError: It is on.
     """
-    if model.training and getattr(model, "is_gradient_checkpointing", False):
+    if model.training and _checkpoints(model):
         raise TaskError(
             "With gradient checkpointing, transformers' layers drop the cache, and the prefix in it. "
             "Call gradient_checkpointing_disable(), or use a method whose virtual tokens are embeddings."
         )
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    # What newer transformers call it; there the older name warns.
+    name = "is_activation_checkpointing"
+    return bool(getattr(model, name if hasattr(type(model), name) else "is_gradient_checkpointing", False))
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
