@@ -12,15 +12,15 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peftcore.adapters.base import Adapter, AdapterDict
 from peftcore.adapters.delta import WeightDelta
 from peftcore.adapters.selective import Selective
 from peftcore.base_layers.base import BaseLayer
-from peftcore.batches import batch_size, first_tensor, join_rows, repeat_row, take_rows
+from peftcore.batches import batch_size, check_separable, first_tensor, join_rows, repeat_row, take_rows
 from peftcore.call_state import BASE, CallState, Group, Rows
-from peftcore.composition import fold, run, run_deltas
+from peftcore.composition import fold, run, run_delta_rows, run_deltas
 from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError
 from peftcore.merging import MergedWeight, check_finite, check_mergeable, stored_weight
 
@@ -223,13 +223,18 @@ class AdaptedLayer(nn.Module):
         groups = rows.groups(batch, first_tensor(args, kwargs).device)
         chosen = [self._parts_of(group) for group in groups]
         if all(self._are_deltas(parts) for parts in chosen):
-            return self._forward_delta_rows(groups, chosen, args, kwargs)
+            return run_delta_rows(self.base, zip(groups, chosen, strict=True), args, kwargs)
+        frozen = None
+        if len(groups) > 1 and all(part.keeps_inputs for parts in chosen for part in parts):
+            frozen = self.base.forward(*args, **kwargs)
+        elif len(groups) > 1:
+            check_separable(args, kwargs)
         outputs = []
         for group, parts in zip(groups, chosen, strict=True):
-            some_args, some_kwargs = take_rows((args, kwargs), group.index, batch, self.base.batch_dim)
+            given = take_rows((args, kwargs, frozen), group.index, batch, self.base.batch_dim)
             # What the layer holds inside (an attention's projections) is asked for this group's adapter alone.
             with self.call_state.assigned(Rows.all_for(group.name)):
-                outputs.append(run(self.base, parts, some_args, some_kwargs))
+                outputs.append(run(self.base, parts, *given))
         if len(outputs) == 1:
             return outputs[0]
         indices = [group.index for group in groups if group.index is not None]
@@ -237,21 +242,6 @@ class AdaptedLayer(nn.Module):
 
     def _parts_of(self, group: Group) -> tuple[Adapter, ...]:
         return () if group.name == BASE else self.parts(group.name)
-
-    def _forward_delta_rows(
-        self,
-        groups: Sequence[Group],
-        chosen: Sequence[Sequence[Adapter]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Tensor:
-        output = self.base.forward(*args, **kwargs)
-        for group, parts in zip(groups, chosen, strict=True):
-            for delta in parts:
-                x = args[0] if group.index is None else args[0][group.index]
-                change = delta.delta_forward(delta.cast(x)).to(output.dtype)  # type: ignore[operator]
-                output = output + change if group.index is None else output.index_add(0, group.index, change)
-        return output
 
     # -------------------------------------------------------------------------------------------- merging
 

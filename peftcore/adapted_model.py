@@ -137,12 +137,15 @@ class AdaptedModel(nn.Module):
         if name in self.tuners:
             raise AdapterNameError(f"The adapter {name!r} exists already. Delete it first, or choose another name.")
 
-    def prepare(self, name: str, config: PeftConfig, **build: Any) -> tuple[Tuner, TargetReport[Any] | None]:
+    def prepare(
+        self, name: str, config: PeftConfig, *, comes_from_file: bool = False, **build: Any
+    ) -> tuple[Tuner, TargetReport[Any] | None]:
         """Plan and make an adapter outside the model, which does not change.
 
         Args:
             name: The new adapter's name.
             config: Its config; a copy is kept.
+            comes_from_file: Whether a file brings its tensors right after.
             **build: As :meth:`peftcore.tuner.Tuner.build` takes them.
         """
         self.check_new_name(name)
@@ -150,6 +153,7 @@ class AdaptedModel(nn.Module):
         method = registry[str(config.peft_type)]
         tuner_cls = registry.find_tuner_class(method.name)
         tuner: Tuner = tuner_cls(self.model, name, copy.deepcopy(config), method)
+        tuner.comes_from_file = comes_from_file
         return tuner, tuner.build(**build)
 
     def insert(self, tuner: Tuner) -> None:
@@ -201,6 +205,7 @@ class AdaptedModel(nn.Module):
         tuner, _ = self.prepare(
             name,
             config,
+            comes_from_file=True,
             low_cpu_mem_usage=low_cpu_mem_usage,
             autocast_adapter_dtype=autocast_adapter_dtype,
             on_unmatched="ignore",

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peftcore.exceptions import MixedBatchError
+
 
 def batch_size(batch_dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """Return how many rows a layer is called with: the size of its first tensor along the batch's dimension."""
@@ -17,6 +19,19 @@ def batch_size(batch_dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """Return the first tensor that a layer is called with."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
+def check_separable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a cache, whose rows can't be picked out: each group would write into it as if it were all of the batch.
+
+    Raises:
+        MixedBatchError: There is one.
+    """
+    if any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
+        raise MixedBatchError(
+            "Rows with different adapters on one whole module can't share its cache. Call the model with "
+            "use_cache=False, or give all rows one adapter."
+        )
 
 
 def take_rows(values: Any, index: Tensor | None, size: int, batch_dim: int) -> Any:

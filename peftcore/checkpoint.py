@@ -191,16 +191,18 @@ def load_adapter_state(
     Raises:
         CheckpointError: Something does not fit; the message lists what. The adapter is as before.
     """
-    state = tuner.settle_state(without_repeats(tuner, without_derived(tuner, with_prefix(state, tuner))))
-    places = saved_tensors(tuner)
-    report = _compare(places, state)
-    if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
-        raise CheckpointError(f"The file does not fit adapter {tuner.name!r} ({tuner.method.name}). {report}")
-    for placement in tuner.placements:
-        _announce(placement, state, tuner.layer_prefix)
-    taken: dict[int, tuple[Tensor, Tensor]] = {}
-    for key in report.loaded:
-        _put(places[key], state[key], assign, taken)
+    state = without_repeats(tuner, without_derived(tuner, with_prefix(state, tuner)))
+    with tuner.settling(state) as state:
+        places = saved_tensors(tuner)
+        report = _compare(places, state)
+        if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
+            raise CheckpointError(f"The file does not fit adapter {tuner.name!r} ({tuner.method.name}). {report}")
+        for placement in tuner.placements:
+            _announce(placement, state, tuner.layer_prefix)
+        tuner.before_load(state)
+        taken: dict[int, tuple[Tensor, Tensor]] = {}
+        for key in report.loaded:
+            _put(places[key], state[key], assign, taken)
     return report
 
 
@@ -326,6 +328,7 @@ def _put(place: SavedTensor, value: Tensor, assign: bool, taken: dict[int, tuple
         return
     if id(current) not in taken:
         value = value.to(current.dtype) if current.is_floating_point() else value
+        value = value if current.is_meta else value.to(current.device)
         parameter = isinstance(current, nn.Parameter)
         new = nn.Parameter(value, requires_grad=current.requires_grad) if parameter else value
         taken[id(current)] = current, new

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from peftcore.adapters.base import Adapter
 from peftcore.base_layers.base import BaseLayer
+from peftcore.call_state import Group
 
 
 def fold(base: BaseLayer, parts: Iterable[Adapter], *, in_call: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -44,19 +45,43 @@ def run_deltas(base: BaseLayer, deltas: Sequence[Adapter], args: tuple[Any, ...]
     return output.to(frozen.dtype)
 
 
-def run(base: BaseLayer, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_delta_rows(
+    base: BaseLayer,
+    groups: Iterable[tuple[Group, Sequence[Adapter]]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Run an additive layer for rows with different deltas: the frozen layer once, and each delta on its rows."""
+    output: Tensor = base.forward(*args, **kwargs)
+    for group, deltas in groups:
+        for delta in deltas:
+            x = args[0] if group.index is None else args[0][group.index]
+            change = delta.delta_forward(delta.cast(x)).to(output.dtype)  # type: ignore[operator]
+            output = output + change if group.index is None else output.index_add(0, group.index, change)
+    return output
+
+
+def run(
+    base: BaseLayer, parts: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any], frozen: Any = None
+) -> Any:
     """Run a layer with any adapters: each around those before it.
 
     Up to the last one that can act by a changed weight only, they are folded into one; what no weight can hold stands
     around that. All are folded where the layer is not additive.
+
+    Args:
+        base: The layer's view.
+        parts: The adapters.
+        args, kwargs: What the layer is called with.
+        frozen: What the frozen layer has made of it already, for adapters that all keep inputs; None if it is to run.
     """
     if not parts:
-        return base.forward(*args, **kwargs)
+        return base.forward(*args, **kwargs) if frozen is None else frozen
     replaced = any(part.replaces_layer for part in parts)
     if not base.additive and not replaced:
         return base.apply(fold(base, parts, in_call=True)[0], *args, **kwargs)
     folded, around = _split(parts)
-    bottom = _Bottom(base, folded)
+    bottom = _Bottom(base, folded, frozen)
     below: Any = bottom
     for part in around:
         below = functools.partial(part, below)
@@ -79,13 +104,14 @@ class _Bottom:
 
     dtype: torch.dtype | None = None
 
-    def __init__(self, base: BaseLayer, folded: Sequence[Adapter]) -> None:
+    def __init__(self, base: BaseLayer, folded: Sequence[Adapter], frozen: Any = None) -> None:
         self.base = base
         self.folded = folded
+        self.frozen = frozen
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = [x.to(self.base.dtype) if _is_widened(x, self.base.dtype) else x for x in args]
-        output = self._run(*inputs, **kwargs)
+        output = self._run(*inputs, **kwargs) if self.frozen is None else self.frozen
         self.dtype = output.dtype if isinstance(output, Tensor) else None
         return output
 

@@ -176,6 +176,18 @@ def read_tensors(directory: str | os.PathLike[str], device: str | torch.device =
     )
 
 
+def read_tensor_file(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Read the tensors of one file, safetensors or, without running code from it, torch's own format.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.")
+    return _read_safetensors(path, device) if path.suffix == ".safetensors" else _read_bin(path, device)
+
+
 def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:

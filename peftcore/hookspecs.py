@@ -109,7 +109,8 @@ def convert_checkpoint(
 ) -> Mapping[str, Tensor] | None:
     """Bring tensors from an older or a foreign file format into this version's keys and shapes.
 
-    The checkpoint reader calls it after reading a file and before matching its keys with the model.
+    The checkpoint reader calls it after reading a file, and ``set_peft_model_state_dict`` for what it is given, before
+    keys are matched with the model.
     The first plugin that returns a state decides, and that state is then matched strictly.
     Neither ``state`` nor its tensors may be changed; a converter returns a new mapping.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +52,8 @@ class Tuner:
 
     #: Whether the adapter changes what goes into the model rather than its layers.
     changes_inputs: ClassVar[bool] = False
+    #: Whether a file brings the adapter's tensors right after it is built.
+    comes_from_file: bool = False
     #: What the names of tensors in layers start with in a file; a constant of the format.
     layer_prefix: ClassVar[str] = "base_model.model."
 
@@ -131,13 +134,23 @@ class Tuner:
         """Return what the file holds beside, computed from the rest, by its names there; nothing as a rule."""
         return {}
 
-    def settle_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return a file's tensors as the adapter takes them, and get ready for them; as they are, as a rule.
+    @contextmanager
+    def settling(self, state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+        """Load in this block, with a file's tensors as the adapter takes them; as they are, as a rule.
+
+        The adapter is ready for them. If the block fails, it is as before.
 
         Raises:
             CheckpointError: The adapter can't work with them.
         """
-        return state
+        yield state
+
+    def before_load(self, state: Mapping[str, Tensor]) -> None:
+        """Take what no copying into :meth:`saved_modules` brings into place, once it is sure that everything fits.
+
+        Args:
+            state: The tensors by the file's names; some may be missing, or of another shape.
+        """
 
     def target_names(self) -> set[str]:
         """Return names of the modules that the method's parts stand on, as short as they mean just these."""

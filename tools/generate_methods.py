@@ -27,20 +27,38 @@ from peftcore.adapters.base import Adapter
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
 from peftcore.exceptions import PluginError, TargetError
 from peftcore.method import PeftMethod
+from peftcore.prompts import PromptEncoder
 from peftcore.registry import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = Path("docs") / "methods.md"
 
 #: What some methods must be told beside the layers.
-NEEDED: dict[str, dict[str, Any]] = {"adalora": {"total_step": 1000}, "trainable_tokens": {"token_indices": [0]}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "adalora": {"total_step": 1000},
+    "adaption_prompt": {"adapter_len": 10, "adapter_layers": 1},
+    "cpt": {"cpt_token_ids": list(range(10))},
+    "trainable_tokens": {"token_indices": [0]},
+}
+#: What prompt methods are told, for the number of their trainable parameters.
+VIRTUAL_TOKENS = {"num_virtual_tokens": 10}
 
 #: Where trainable parameters are counted: the first that the method adapts. What adapts a norm is made for norms.
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "LayerNorm": lambda: nn.LayerNorm(1024),
     "Linear": lambda: nn.Linear(1024, 1024),
     "Embedding": lambda: nn.Embedding(1024, 1024),
+    "LlamaAttention": lambda: llama_attention(),
 }
+
+
+def llama_attention() -> nn.Module:
+    """Returns an attention whose sixteen heads are as wide, together, as the other layers."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    return LlamaAttention(LlamaConfig(hidden_size=1024, num_attention_heads=16), layer_idx=0)
+
 
 INTRODUCTION = """\
 # Methods
@@ -50,6 +68,15 @@ Trainable parameters are those of the default config on a `Linear` of 1024 × 10
 that stands beside the number.
 Every method takes part in mixed batches; the frozen layer then runs once where all adapters are deltas, and else \
 once per adapter.
+"""
+
+PROMPTS = """\
+## Prompt methods
+
+These put virtual tokens into a model's calls, as embeddings in front of the tokens' or as keys and values in every \
+layer's cache, and change no weight: there is nothing to merge.
+In a mixed batch each row has its own virtual tokens, in any numbers.
+Trainable parameters are those of ten virtual tokens in a GPT-2 of 124 million parameters.
 """
 
 LENGTHS = """\
@@ -94,8 +121,12 @@ def load(name: str) -> PeftMethod:
 
 def adapter_cls(method: PeftMethod) -> type[Adapter]:
     if method.adapter_cls is None:
-        sys.exit(f"{method.name} adapts no layers; this table has no columns for it yet.")
+        sys.exit(f"{method.name} has neither adapter_cls nor encoder_cls, so no table has columns for it.")
     return method.adapter_cls
+
+
+def is_prompt(name: str) -> bool:
+    return load(name).encoder_cls is not None
 
 
 def family(adapter: type[Adapter]) -> type[Adapter]:
@@ -127,7 +158,10 @@ def count(method: PeftMethod, build: Callable[[], nn.Module], layers: int = 1) -
     """Returns how many parameters train on so many layers alike."""
     with torch.device("meta"):
         model = nn.ModuleList(nn.ModuleDict({"layer": build()}) for _ in range(layers))
-    config = method.config_cls(target_modules=["layer"], **NEEDED.get(method.name, {}))  # type: ignore[call-arg]
+    needed = dict(NEEDED.get(method.name, {}))
+    if "adapter_layers" in needed:
+        needed["adapter_layers"] = layers
+    config = method.config_cls(target_modules=["layer"], **needed)  # type: ignore[call-arg]
     adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
@@ -154,6 +188,17 @@ def shared_state(method: PeftMethod) -> str:
         return "per model"
     _, build = counted_on(method)
     return "between layers" if count(method, build, 2) < 2 * count(method, build) else "no"
+
+
+def trainable_in_gpt2(method: PeftMethod) -> str:
+    """Returns how many parameters of a prompt method train in the smallest GPT-2, whose own are not made."""
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    options = NEEDED.get(method.name, VIRTUAL_TOKENS)
+    adapted = get_peft_model(model, method.config_cls(task_type="CAUSAL_LM", **options))  # type: ignore[arg-type]
+    return f"{sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad):,}"
 
 
 # ---------------------------------------------------------------------------------------------- lengths
@@ -223,7 +268,28 @@ def method_row(name: str, folder: Path) -> list[str]:
 def method_table(folders: dict[str, Path]) -> str:
     head = ["method", "family", "paper", "layers", "mergeable", "mixed batch", "shared state"]
     counted = ["trainable parameters", "lines"]
-    return table([*head, *counted], (method_row(*item) for item in folders.items()), right=counted)
+    rows = (method_row(name, folder) for name, folder in folders.items() if not is_prompt(name))
+    return table([*head, *counted], rows, right=counted)
+
+
+def prompt_row(name: str, folder: Path) -> list[str]:
+    method = load(name)
+    encoder = method.encoder_cls
+    assert encoder is not None and issubclass(encoder, PromptEncoder)
+    return [
+        f"[`{name}`](../plugins/{folder.name})",
+        paper(method.paper),
+        "keys and values" if encoder.makes_prefix() else "embeddings",
+        ", ".join(f"`{argument}`" for argument in sorted(encoder.call_arguments)) or "–",
+        trainable_in_gpt2(method),
+        str(length(package(folder))),
+    ]
+
+
+def prompt_table(folders: dict[str, Path]) -> str:
+    counted = ["trainable parameters", "lines"]
+    rows = (prompt_row(name, folder) for name, folder in folders.items() if is_prompt(name))
+    return table(["method", "paper", "virtual tokens", "arguments of a call", *counted], rows, right=counted)
 
 
 def length_table(folders: dict[str, Path], others: Path) -> str:
@@ -240,7 +306,8 @@ def length_table(folders: dict[str, Path], others: Path) -> str:
 def page(root: Path) -> str:
     folders = plugin_folders(root)
     version, others = other_library(root)
-    parts = [INTRODUCTION, method_table(folders), LENGTHS.format(version=version), length_table(folders, others)]
+    parts = [INTRODUCTION, method_table(folders), PROMPTS, prompt_table(folders)]
+    parts += [LENGTHS.format(version=version), length_table(folders, others)]
     return "\n".join(parts)
 
 

@@ -53,6 +53,9 @@ class Adapter(nn.Module):
     changes_bias: bool = False
     #: Whether it only adds something, so that its place in the order of others does not matter.
     commutes: ClassVar[bool] = False
+    #: Whether it calls what stands below with the very inputs that it is called with, so that the frozen layer may run
+    #: once for the rows of several adapters.
+    keeps_inputs: ClassVar[bool] = False
     #: Whether it stands for the whole layer, so that no second one of its sort can be active beside it.
     replaces_layer: ClassVar[bool] = False
     #: Whether it repeats another adapter's effect on a layer that stores the same weight; then merging the other one

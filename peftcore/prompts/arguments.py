@@ -65,11 +65,13 @@ def rewritten(model: nn.Module, call: PromptedCall, given: Mapping[str, Any], si
         TaskError: The model, or this call, has no place for them.
     """
     arguments = dict(given)
-    known = marked(arguments.get("past_key_values"))
-    if known is not None and cache_length(arguments["past_key_values"]):
+    if MAIN in call.embeddings and arguments.get("encoder_outputs") is not None:
+        widen_mask_of_encoded(call, arguments)
+    known = known_columns(arguments)
+    if known is not None:
         return _continued(model, arguments, known)
     in_decoder = sizes.is_encoder_decoder
-    if in_decoder and (DECODER in call.embeddings or not _all_used(call.key_values)):
+    if in_decoder and (DECODER in call.embeddings or not all_used(call.key_values)):
         _give_decoder_tokens(model, arguments)
     if MAIN in call.embeddings and arguments.get("encoder_outputs") is None:
         columns = widen(model, call, MAIN, arguments, sizes, None if in_decoder else call.key_values)
@@ -83,6 +85,12 @@ def rewritten(model: nn.Module, call: PromptedCall, given: Mapping[str, Any], si
     if call.key_values is not None:
         give_prefix(model, call, arguments, sizes)
     return arguments
+
+
+def known_columns(arguments: Mapping[str, Any]) -> Columns | None:
+    """Return what the columns of a cache stand for that a call goes on from; None if it holds no virtual token."""
+    cache = arguments.get("past_key_values")
+    return marked(cache) if cache_length(cache) else None
 
 
 def remember(output: Any, call: PromptedCall) -> None:
@@ -105,6 +113,20 @@ def _continued(model: nn.Module, arguments: dict[str, Any], columns: Columns) ->
         if positions is None and takes(model, f"{side}position_ids"):
             arguments[f"{side}position_ids"] = positions_of(mask)[:, -new:]
     return arguments
+
+
+def widen_mask_of_encoded(call: PromptedCall, arguments: dict[str, Any]) -> None:
+    """Widen the mask of what an encoder has made with virtual tokens, where it is given with the tokens' own mask."""
+    mask, slots = arguments.get("attention_mask"), call.embeddings[MAIN]
+    encoded = arguments["encoder_outputs"][0]
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] + slots.used.shape[1] == encoded.shape[1]:
+        layout = Layout(slots.used, padding_on_the_left(mask), empty_at_end=True)
+        arguments["attention_mask"] = layout.widen_mask(mask)
+
+
+def all_used(prefix: Slots | None) -> bool:
+    """Whether all rows have as long a prefix."""
+    return prefix is None or bool(prefix.used.all())
 
 
 # ------------------------------------------------------------------------------------------------ one side
@@ -151,14 +173,19 @@ def widen(
     flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
     offsets = None if flat is None or flat.shape[1] <= past else padding_on_the_left(flat[:, past:])
     layout = None if slots is None else Layout(slots.used, offsets, empty_at_end=not _is_causal(model, side))
-    columns = call.columns = Columns(past, None if prefix is None else prefix.used, layout)
+    columns = Columns(past, None if prefix is None else prefix.used, layout)
+    if side or not sizes.is_encoder_decoder:
+        call.columns = columns
     length = 0 if tokens is None else tokens.shape[1] - seen
     _check_length(length, past + columns.slots, sizes)
     embeds = arguments.get(f"{side}inputs_embeds")
     if ids is not None:
         arguments[f"{side}input_ids"] = widen_ids(ids, columns, model, seen=seen, prefix_in_ids=prefix_in_ids)
-    if layout is not None and slots is not None and embeds is not None:
-        arguments[f"{side}inputs_embeds"] = layout.insert(slots.values, embeds)
+    if embeds is not None:
+        values = None if slots is None else slots.values
+        arguments[f"{side}inputs_embeds"] = widen_embeds(
+            embeds, columns, values, seen=seen, prefix_in_ids=prefix_in_ids
+        )
     elif layout is not None:
         call.windows[side] = Window(*columns.places(length))
     if flat is None and mask is None and not columns.is_full():
@@ -191,12 +218,32 @@ def widen_ids(ids: Tensor, columns: Columns, model: nn.Module, *, seen: int, pre
     """
     padding = _padding_id(model)
     own, layout = ids[:, seen:], columns.layout
-    first = own[:, :1] if layout is None or layout.offsets is None else own.gather(1, layout.offsets[:, None])
+    first = own[:, :1] if layout is None else layout.first(own)
     empty = first if padding is None else torch.full_like(first, padding)
     parts = [ids[:, :seen]]
     if prefix_in_ids and columns.prefix is not None:
         parts.append(torch.where(columns.prefix, first, empty))
     parts.append(own if layout is None else layout.insert(torch.where(layout.used, first, empty), own))
+    return torch.cat(parts, 1)
+
+
+def widen_embeds(embeds: Tensor, columns: Columns, values: Tensor | None, *, seen: int, prefix_in_ids: bool) -> Tensor:
+    """Return embeddings with the virtual ones among them, and zeros for what is in the cache.
+
+    Args:
+        embeds: ``[rows, seen + length, dim]``.
+        columns: Where virtual tokens stand.
+        values: Their embeddings, ``[rows, slots, dim]``; None for zeros.
+        seen, prefix_in_ids: See :func:`widen_ids`.
+    """
+    own, layout = embeds[:, seen:], columns.layout
+    parts = [embeds[:, :seen]]
+    if prefix_in_ids and columns.prefix is not None:
+        parts.append(embeds.new_zeros(len(embeds), columns.prefix.shape[1], embeds.shape[2]))
+    if layout is None:
+        parts.append(own)
+    else:
+        parts.append(layout.fill(0, own) if values is None else layout.insert(values, own))
     return torch.cat(parts, 1)
 
 
@@ -215,7 +262,11 @@ def _widen_positions(
             positions = positions + columns.prefix.sum(1, keepdim=True)
         arguments[name] = positions if columns.layout is None else columns.layout.widen_positions(positions)
     elif not takes(model, name) or sizes.positions_from_mask:
-        return
+        if sizes.positions is not None and not sizes.positions_from_mask and columns.shifts_rows():
+            raise TaskError(
+                f"{type(model).__name__} counts positions by itself and takes no {name}, so all rows of its "
+                f"{'decoder' if side else 'batch'} need as many virtual tokens."
+            )
     elif masked and sizes.positions_from is None:
         arguments[name] = columns.positions(arguments[f"{side}attention_mask"])
     elif columns.prefix is not None and not columns.is_full():
@@ -258,10 +309,6 @@ def _give_decoder_tokens(model: nn.Module, arguments: dict[str, Any]) -> None:
     shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if shifted is not None and _tokens(arguments, DECODER) is None and arguments.get("labels") is not None:
         arguments["decoder_input_ids"] = shifted(arguments["labels"])
-
-
-def _all_used(prefix: Slots | None) -> bool:
-    return prefix is None or bool(prefix.used.all())
 
 
 def _widen_what_runs_along(arguments: dict[str, Any], columns: Columns, *, labels: bool) -> None:

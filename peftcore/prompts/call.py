@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from peftcore.exceptions import TaskError
 from peftcore.prompts.columns import Columns
 from peftcore.prompts.encoder import Batch, PromptEncoder
 
@@ -32,6 +33,19 @@ class Slots(NamedTuple):
     def repeated(self, times: int) -> Slots:
         """Return them with each row so many times."""
         return self if times == 1 else Slots(*(tensor.repeat_interleave(times, 0) for tensor in self))
+
+    def for_rows(self, rows: int) -> Slots:
+        """Return them for so many rows: each repeated, or, where all are the same, any number.
+
+        Raises:
+            TaskError: It can't be told which rows these are.
+        """
+        times, rest = divmod(rows, len(self.values))
+        if not rest:
+            return self.repeated(times)
+        if not all(bool((tensor == tensor[:1]).all()) for tensor in self):
+            raise TaskError(f"{rows} rows are generated of {len(self.values)}, and each has its own virtual tokens.")
+        return Slots(*(tensor[:1].expand(rows, *tensor.shape[1:]) for tensor in self))
 
 
 @dataclass
@@ -60,6 +74,7 @@ class PromptedCall:
         windows: Where the embeddings stand, once the call's arguments are known.
         columns: What the columns of the mask stand for, likewise; of an encoder-decoder model, the decoder's.
         cache: The cache that holds the prefix, once it is written.
+        opens: Writes the prefix into an empty cache, for so many rows; for generation by a decoder beside an encoder.
         arguments: What the methods have declared and the caller has given.
     """
 
@@ -69,6 +84,7 @@ class PromptedCall:
     windows: dict[Side, Window] = field(default_factory=dict)
     columns: Columns | None = None
     cache: Any = None
+    opens: Callable[[Any, int], None] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def replaced(self, side: Side, embedded: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ class Columns:
         parts = [self.prefix, None if self.layout is None else self.layout.used]
         return all(bool(part.all()) for part in parts if part is not None)
 
+    def shifts_rows(self) -> bool:
+        """Whether tokens of some rows stand further from the beginning than they would alone."""
+        front = None if self.layout is None or self.layout.empty_at_end else self.layout.used
+        return any(not bool(part.all()) for part in (self.prefix, front) if part is not None)
+
     def widen(self, mask: Tensor) -> Tensor:
         """Return a mask of the tokens ``[rows, past + length]``, with columns for the virtual ones."""
         past, own = mask[:, : self.past], mask[:, self.past :]

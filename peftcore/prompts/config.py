@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from peftcore.config import PeftConfig, option
 
@@ -12,6 +12,9 @@ class PromptConfig(PeftConfig):
 
     The sizes are read from the model where they are None, and written to files.
     """
+
+    #: Of the config of an adapter that is being loaded: a file brings what would be made at the start.
+    comes_from_file: ClassVar[bool] = False
 
     num_virtual_tokens: int | None = option(None, "Number of virtual tokens; has to be given.", at_least=1)
     token_dim: int | None = option(None, "Width of a virtual token; the model's if None.", at_least=1)

@@ -6,7 +6,8 @@ The author writes :meth:`PromptEncoder.embeddings`, virtual tokens in front of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from peftcore.exceptions import CheckpointError, TaskError
 from peftcore.prompts.config import PromptConfig
+from peftcore.prompts.layout import Layout
 from peftcore.prompts.sizes import PromptSizes
 
 
@@ -91,16 +93,28 @@ class PromptEncoder(nn.Module):
         """
         return None
 
-    def finish(self, output: Any, arguments: Mapping[str, Any]) -> Any:
+    def finish(self, output: Any, arguments: Mapping[str, Any], layout: Layout | None) -> Any:
         """Return the model's output as the method wants it, a loss of its own, say; by default as it is.
 
         Args:
             output: The model's.
             arguments: What the model was called with, virtual tokens included, and what the method has declared.
+            layout: Where virtual embeddings stand among the tokens; None if there are none in this call.
         """
         return output
 
     # ----------------------------------------------------------------------------------------------- files
+
+    def saved_module(self) -> nn.Module:
+        """Return the module whose state the file holds: this one, unless the file has it in another form."""
+        return self
+
+    def before_load(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of a file that :meth:`saved_module` holds in another form; everything fits by then.
+
+        Args:
+            state: The tensors by the file's names; some may be missing, or of another shape.
+        """
 
     def derived_state(self) -> dict[str, Tensor]:
         """Return what the file holds beside the module's own state, computed from it, by the names there."""
@@ -122,6 +136,10 @@ class PromptEncoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype in which the virtual tokens are made."""
         return next((parameter.dtype for parameter in self.parameters()), torch.get_default_dtype())
+
+
+#: What the names of a network's tensors start with.
+_NETWORK = "prompt_encoder."
 
 
 class PromptTable(PromptEncoder):
@@ -151,6 +169,8 @@ class PromptTable(PromptEncoder):
         self.prompt_encoder = network
 
     prompt_encoder: nn.Module | None
+    #: Whether a file has brought the table of an adapter whose network it does not hold.
+    is_finished: bool = False
 
     def table(self) -> Tensor:
         """Return the virtual tokens, ``[tokens, width]``."""
@@ -161,25 +181,48 @@ class PromptTable(PromptEncoder):
         """Return the table, if a network makes it."""
         if self.prompt_encoder is None:
             return {}
-        training = self.prompt_encoder.training
-        table = self.prompt_encoder.eval()()  # without dropout
-        self.prompt_encoder.train(training)
-        return {"prompt_embeddings": table}
+        with _as_in_use(self.prompt_encoder):
+            return {"prompt_embeddings": self.prompt_encoder()}
 
     def settle_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Take the table alone from a file that holds no network, if the adapter is not going to train."""
-        if self.prompt_encoder is None or any(key.startswith("prompt_encoder.") for key in state):
+        """Take the table alone from a file that holds no network, if the adapter is not going to train.
+
+        Raises:
+            CheckpointError: It is going to train, or the table has another shape.
+        """
+        table, network = state.get("prompt_embeddings"), self.prompt_encoder
+        if network is None and self.is_finished:
+            return {key: value for key, value in state.items() if not key.startswith(_NETWORK)}
+        if network is None or table is None or any(key.startswith(_NETWORK) for key in state):
             return super().settle_state(state)
         if not self.config.inference_mode:
             raise CheckpointError(
                 "The file holds the finished virtual tokens and not the network that made them, as HF PEFT writes it: "
                 "training can't go on from there. Load it with is_trainable=False, to use it."
             )
-        like = next(self.prompt_encoder.parameters())
-        width = self.derived_state()["prompt_embeddings"] if not like.is_meta else state.get("prompt_embeddings", like)
-        self.prompt_embeddings = nn.Parameter(torch.empty_like(width, device=like.device, dtype=like.dtype))
-        self.prompt_encoder = None
+        own, like = self.derived_state()["prompt_embeddings"], next(network.parameters())
+        if table.shape != own.shape:
+            raise CheckpointError(
+                f"prompt_embeddings is {list(table.shape)} in the file and {list(own.shape)} in the adapter: it was "
+                "written with another config, or for another model."
+            )
+        self.prompt_embeddings = nn.Parameter(own.to(like.dtype), requires_grad=like.requires_grad)
+        self.prompt_encoder, self.is_finished = None, True
         return state
+
+
+@contextmanager
+def _as_in_use(network: nn.Module) -> Iterator[None]:
+    """Let a network compute as it does in use: without dropout, and in its own dtype."""
+    modes = [(module, module.training) for module in network.modules()]
+    device = next(network.parameters()).device.type
+    try:
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+            network.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class EmbeddingTable(PromptTable):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from peftcore.exceptions import TaskError
-from peftcore.prompts.arguments import widen, widen_ids
-from peftcore.prompts.cache import cache_length, check_keeps_cache, mark, marked, new_cache, write_prefix
-from peftcore.prompts.call import DECODER, MAIN, PromptedCall
+from peftcore.prompts.arguments import all_used, known_columns, widen, widen_embeds, widen_ids, widen_mask_of_encoded
+from peftcore.prompts.cache import check_keeps_cache, mark, new_cache, write_prefix
+from peftcore.prompts.call import DECODER, MAIN, PromptedCall, Slots
 from peftcore.prompts.columns import Columns
 from peftcore.prompts.sizes import PromptSizes
 
@@ -55,6 +56,8 @@ class Generation:
         self.arguments = dict(arguments)
         #: What the columns of the sequences that are generated stand for; None if nothing in them is virtual.
         self.columns: Columns | None = None
+        #: How much longer the virtual tokens make what goes in.
+        self.slots = 0
         self._refuse()
         if sizes.is_encoder_decoder:
             self._prepare_encoder_decoder()
@@ -87,26 +90,31 @@ class Generation:
         arguments = self.arguments
         if arguments.get("attention_mask") is None:
             arguments["attention_mask"] = self._mask()
-        known = marked(arguments.get("past_key_values"))
-        if known is not None and cache_length(arguments["past_key_values"]):
-            self.columns = known
-            self._go_on()
+        known = known_columns(arguments)
+        if known is not None:
+            self._go_on(known)
             return
-        ids = arguments.get("input_ids")
         columns = widen(self.model, self.call, MAIN, arguments, self.sizes, self.call.key_values, prefix_in_ids=True)
-        self.columns = columns if ids is not None else None
+        self.columns = columns if arguments.get("input_ids") is not None else None
+        self.slots = columns.slots
         self._token_types(columns)
         if self.call.key_values is not None:
-            self._give_prefix(arguments["attention_mask"].shape[1])
+            self._give_prefix(self.call.key_values, arguments["attention_mask"].shape[1], self.slots)
 
-    def _go_on(self) -> None:
+    def _go_on(self, columns: Columns) -> None:
         """Go on from a cache that holds the virtual tokens: only ids and mask have to have places for them."""
-        assert self.columns is not None
-        self.arguments["input_ids"] = widen_ids(
-            self.arguments["input_ids"], self.columns, self.model, seen=self.columns.past, prefix_in_ids=True
-        )
-        self.arguments["attention_mask"] = self.columns.widen(self.arguments["attention_mask"])
-        self._token_types(self.columns)
+        arguments = self.arguments
+        ids, embeds, mask = arguments.get("input_ids"), arguments.get("inputs_embeds"), arguments["attention_mask"]
+        seen = columns.past
+        if ids is not None and ids.shape[1] == mask.shape[1]:  # else they are only those behind the cache
+            arguments["input_ids"] = widen_ids(ids, columns, self.model, seen=seen, prefix_in_ids=True)
+            self.columns, self.slots = columns, columns.slots
+        if embeds is not None:
+            arguments["inputs_embeds"] = widen_embeds(embeds, columns, None, seen=seen, prefix_in_ids=True)
+            self.slots = columns.slots
+        arguments["attention_mask"] = columns.widen(mask)
+        self._token_types(columns)
+        self.call.columns = columns
 
     def _token_types(self, columns: Columns) -> None:
         types = self.arguments.get("token_type_ids")
@@ -127,58 +135,87 @@ class Generation:
         return ids.ne(padding).long() if told and bool(ids.eq(padding).any()) else torch.ones_like(ids)
 
     def _prepare_encoder_decoder(self) -> None:
+        call, prefix = self.call, self.call.key_values
+        if MAIN in call.embeddings:
+            self._prepare_encoder()
+        if known_columns(self.arguments) is not None:
+            return
+        in_ids = DECODER in call.embeddings
+        if in_ids or not all_used(prefix):
+            self._give_decoder_tokens()
+        if not in_ids and prefix is None:
+            return
+        columns = widen(self.model, call, DECODER, self.arguments, self.sizes, prefix)
+        if columns.layout is not None:
+            self.columns, self.slots = replace(columns, prefix=None), columns.layout.slots
+        if prefix is not None:
+            ids, more = self.arguments.get("decoder_input_ids"), columns.slots
+            self._give_prefix(prefix, more + 1 + (0 if ids is None else ids.shape[1]), more)
+
+    def _prepare_encoder(self) -> None:
         arguments = self.arguments
-        if MAIN in self.call.embeddings and arguments.get("encoder_outputs") is None:
-            if arguments.get("attention_mask") is None:
-                arguments["attention_mask"] = self._mask()
-            widen(self.model, self.call, MAIN, arguments, self.sizes, None)
-        if DECODER in self.call.embeddings:
-            if arguments.get("decoder_input_ids") is None:
-                arguments["decoder_input_ids"] = self._start()
-            self.columns = widen(self.model, self.call, DECODER, arguments, self.sizes, None)
-        if self.call.key_values is not None:
-            self._give_prefix(0)
-            if not self.call.key_values.used.all():
-                raise TaskError(
-                    "generate() of an encoder-decoder model takes one number of virtual keys and values for all rows."
-                )
+        if arguments.get("encoder_outputs") is not None:
+            widen_mask_of_encoded(self.call, arguments)
+            return
+        if arguments.get("attention_mask") is None:
+            arguments["attention_mask"] = self._mask()
+        widen(self.model, self.call, MAIN, arguments, self.sizes, None)
 
-    def _start(self) -> Tensor:
-        start = self._setting("decoder_start_token_id")
-        start = self._setting("bos_token_id") if start is None else start
+    def _give_decoder_tokens(self) -> None:
+        """Give generation the decoder's first token, which it would put in front of all others."""
+        ids, mask = (self.arguments.get(f"decoder_{name}") for name in ("input_ids", "attention_mask"))
+        token = self._setting("decoder_start_token_id")
+        token = self._setting("bos_token_id") if token is None else token
         device = next(self.model.parameters()).device
-        return torch.full((self.call.rows, 1), start, dtype=torch.long, device=device)
+        start = torch.as_tensor(token, dtype=torch.long, device=device).reshape(-1, 1).expand(self.call.rows, 1)
+        if ids is None:
+            self.arguments["decoder_input_ids"] = start
+        elif bool((ids[:, :1] != start).all()):
+            self.arguments["decoder_input_ids"] = torch.cat([start, ids], 1)
+            if mask is not None:
+                self.arguments["decoder_attention_mask"] = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
 
-    def _give_prefix(self, length: int) -> None:
-        """Give generation a cache with the prefix in it, of the kind that it would make."""
-        assert self.call.key_values is not None
+    def _give_prefix(self, prefix: Slots, length: int, more: int) -> None:
+        """Give generation a cache with the prefix in it, of the kind that it would make.
+
+        Where a decoder beside an encoder begins, and with how many rows, generation decides: it makes the cache then.
+
+        Args:
+            prefix: What to write into it.
+            length, more: See :meth:`_final_length`.
+        """
         check_keeps_cache(self.model)
-        times = max(self._setting("num_beams") or 1, self._setting("num_return_sequences") or 1)
+        # Without a cache every step would go through all tokens again, and the prefix is in a cache anyway.
+        self.arguments["use_cache"] = True
         cache = self.arguments.get("past_key_values")
         if cache is None:
             kind = self._setting("cache_implementation")
             self.arguments.pop("cache_implementation", None)
             static = kind is not None and "static" in kind
-            cache = new_cache(self.model, self.sizes, static_length=self._final_length(length) if static else None)
-        write_prefix(cache, self.call.key_values.repeated(times), self.sizes, self.model)
-        # Without a cache every step would go through all tokens again, and the prefix is in a cache anyway.
-        self.arguments.update(past_key_values=cache, use_cache=True)
+            if self.sizes.is_encoder_decoder and not static:
+                self.call.opens = lambda cache, rows: write_prefix(cache, prefix.for_rows(rows), self.sizes, self.model)
+                return
+            cache = new_cache(
+                self.model, self.sizes, static_length=self._final_length(length, more) if static else None
+            )
+        times = max(self._setting("num_beams") or 1, self._setting("num_return_sequences") or 1)
+        write_prefix(cache, prefix.repeated(times), self.sizes, self.model)
+        self.arguments["past_key_values"] = cache
 
-    def _final_length(self, length: int) -> int:
-        new = self._setting("max_new_tokens")
-        longest = self._setting("max_length")
+    def _final_length(self, length: int, more: int) -> int:
+        """Return how long the sequence becomes that is so long now, more than the user sees of it."""
+        new, longest = self._setting("max_new_tokens"), self._setting("max_length")
         if new is not None:
             return length + new
-        return (20 + length) if longest is None else longest + (0 if self.columns is None else self.columns.slots)
+        return length + 20 if longest is None else longest + more
 
     def _lengthen(self) -> None:
         """Leave as much room for new tokens as there would be without the virtual ones."""
-        slots = 0 if self.columns is None else self.columns.slots
         for longest, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             length = self._setting(longest)
-            if slots and length and self._setting(new) is None:
-                self.arguments[longest] = length + slots
-        if slots and self.arguments.get("streamer") is not None:
+            if self.slots and length and self._setting(new) is None:
+                self.arguments[longest] = length + self.slots
+        if self.columns is not None and self.arguments.get("streamer") is not None:
             self.arguments["streamer"] = _Streamer(self.arguments["streamer"], self)
 
     # -------------------------------------------------------------------------------------- what comes out
@@ -196,9 +233,8 @@ class Generation:
         if isinstance(result, Tensor):
             return self.without_virtual(result)
         result["sequences"] = self.without_virtual(result["sequences"])
-        columns = self.columns or self.call.columns
-        if columns is not None and result.get("past_key_values") is not None:
-            mark(result["past_key_values"], columns)
+        if self.call.columns is not None and result.get("past_key_values") is not None:
+            mark(result["past_key_values"], self.call.columns)
         return result
 
 

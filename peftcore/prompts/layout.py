@@ -75,7 +75,7 @@ class Layout:
     def widen_positions(self, positions: Tensor) -> Tensor:
         """Return position ids ``[rows or 1, length]``, in which the tokens go on behind the virtual ones."""
         positions = positions.expand(len(self.used), -1)
-        first = positions[:, :1] if self.offsets is None else positions.gather(1, self.offsets[:, None])
+        first = self.first(positions)
         number = self.used.sum(1, keepdim=True)
         own = (self.used.cumsum(1) - 1).clamp(min=0) + first
         shifted = positions + number
@@ -83,6 +83,12 @@ class Layout:
             place = torch.arange(positions.shape[1], device=positions.device)
             shifted = torch.where(place < self.offsets[:, None], positions, shifted)
         return self.insert(own, shifted)
+
+    def first(self, values: Tensor) -> Tensor:
+        """Return what stands first behind the padding, of values ``[rows, length]``; the last if all is padding."""
+        if self.offsets is None:
+            return values[:, :1]
+        return values.gather(1, self.offsets[:, None].clamp(max=values.shape[1] - 1))
 
     def slot_of(self, length: int) -> tuple[Tensor, Tensor]:
         """Return, for rows of so many tokens, which places are virtual tokens, and from which slot.
@@ -100,7 +106,7 @@ class Layout:
 
 def padding_on_the_left(mask: Tensor) -> Tensor:
     """Return how many places each row of a mask ``[rows, length]`` hides before the first that it shows, ``[rows]``."""
-    return (mask.cumsum(1) == 0).sum(1).clamp(max=max(mask.shape[1] - 1, 0))
+    return (mask.cumsum(1) == 0).sum(1)
 
 
 def positions_of(mask: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from peftcore.call_state import CallState
+from peftcore.exceptions import MixedBatchError
 from peftcore.prompts.arguments import bound, remember, rewritten, rows_of
 from peftcore.prompts.call import Assignment, PromptedCall, make_call
 from peftcore.prompts.encoder import PromptEncoder
@@ -70,8 +71,9 @@ class Prompting(nn.Module):
             output = self.model(**arguments)
         remember(output, call)
         if self.call_state.rows is None:
+            layout = None if call.columns is None else call.columns.layout
             for encoder in self._acting(active):
-                output = encoder.finish(output, {**arguments, **declared})
+                output = encoder.finish(output, {**arguments, **declared}, layout)
         return output
 
     def generate(
@@ -104,6 +106,8 @@ class Prompting(nn.Module):
             return None
         rows, device = rows_of(arguments) if self.call_state.rows or self._acting(active) else (0, None)
         groups = list(self._groups(active, rows, device))
+        if self.call_state.rows is not None and arguments.get("labels") is not None:
+            _check_losses(groups)
         return make_call(groups, rows, device, declared) if groups and device is not None else None
 
     def _groups(self, active: Sequence[str], rows: int, device: torch.device | None) -> Iterable[Assignment]:
@@ -119,3 +123,13 @@ class Prompting(nn.Module):
 
     def _sizes(self) -> Any:
         return next(iter(self._modules.values())).sizes
+
+
+def _check_losses(groups: Iterable[Assignment]) -> None:
+    """Refuse a mixed batch with labels in which a method has a loss of its own, which is one of a whole batch."""
+    for encoder in (encoder for _, encoders in groups for encoder in encoders):
+        if type(encoder).finish is not PromptEncoder.finish:
+            raise MixedBatchError(
+                f"{type(encoder).__name__} has a loss of its own, which rows of a mixed batch can't have. Leave labels "
+                "out, or call the model once for each adapter, without adapter_names."
+            )

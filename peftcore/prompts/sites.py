@@ -71,7 +71,27 @@ class CacheSite:
         return args, {**kwargs, "past_key_values": call.cache}
 
 
-Site = EmbeddingSite | CacheSite
+class OpeningSite:
+    """Writes a prefix into the empty caches with which a decoder begins.
+
+    Args:
+        decoder: The decoder of an encoder-decoder model.
+        call_state: Tells what virtual tokens the current call has.
+    """
+
+    def __init__(self, decoder: nn.Module, call_state: CallState) -> None:
+        self.call_state = call_state
+        self.handles = [decoder.register_forward_pre_hook(self.open, with_kwargs=True)]
+
+    def open(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Write the prefix, if generation has just begun."""
+        call, cache = self.call_state.prompted, kwargs.get("past_key_values")
+        if call is not None and call.opens is not None and cache is not None and not cache_length(cache):
+            tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+            call.opens(cache, len(tokens))
+
+
+Site = EmbeddingSite | CacheSite | OpeningSite
 
 
 def sites_in(model: nn.Module, call_state: CallState) -> list[Site]:
@@ -87,11 +107,12 @@ def sites_in(model: nn.Module, call_state: CallState) -> list[Site]:
         return sites if backbone is None else [*sites, CacheSite(backbone, call_state)]
     encoder, decoder = model.get_encoder(), model.get_decoder()  # type: ignore[operator]
     parts = ((encoder, MAIN, False), (decoder, DECODER, True))
-    return [
+    sites = [
         EmbeddingSite(part, input_embedding(part), side, caches, call_state)
         for part, side, caches in parts
         if takes(part, "input_ids")
     ]
+    return [*sites, OpeningSite(decoder, call_state)]
 
 
 def backbone_of(model: nn.Module) -> nn.Module | None:

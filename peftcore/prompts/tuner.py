@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class PromptTuner(Tuner):
         assert encoder_cls is not None, "a method without encoder_cls brings its own tuner"
         _check_place(self.model, encoder_cls)
         self.config = _completed(self.config, sizes, encoder_cls)
+        vars(self.config)["comes_from_file"] = self.comes_from_file
         weight = getattr(unwrap(input_embedding(self.model)), "weight", next(self.model.parameters()))
         with making_tensors_on(weight.device):
             encoder = encoder_cls(self.config, sizes, self.model)
@@ -83,7 +85,7 @@ class PromptTuner(Tuner):
 
     def saved_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (prefix of the file's keys, module whose state stands under it)."""
-        yield "", self.encoder
+        yield "", self.encoder.saved_module()
         for placement in self.placements:
             yield f"{self.layer_prefix}{placement.key}.", placement.adapter.saved_module()
 
@@ -91,9 +93,20 @@ class PromptTuner(Tuner):
         """Return what the encoder's file holds beside its own state."""
         return self.encoder.derived_state()
 
-    def settle_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return a file's tensors as the encoder takes them."""
-        return self.encoder.settle_state(state)
+    def before_load(self, state: Mapping[str, Tensor]) -> None:
+        """Let the encoder take what its saved module only copies."""
+        self.encoder.before_load(state)
+
+    @contextmanager
+    def settling(self, state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+        """Load in this block; see :meth:`Tuner.settling`. The encoder may take another form for what a file holds."""
+        before = {name: dict(held) if type(held) is dict else held for name, held in vars(self.encoder).items()}
+        try:
+            yield self.encoder.settle_state(state)
+        except Exception:
+            vars(self.encoder).clear()
+            vars(self.encoder).update(before)
+            raise
 
 
 def _check_place(model: nn.Module, encoder_cls: type[PromptEncoder]) -> None:

@@ -22,22 +22,26 @@ except ImportError as error:
     raise ImportError("peftcore.testing needs pytest: pip install peftcore[testing]") from error
 
 #: The modules with checks; registered before they are imported, so that their assertions show what they are about.
-_CHECKS = (
-    "basis",
-    "packaging",
-    "configs",
-    "training",
-    "forward",
-    "merging",
-    "composition",
-    "files",
-    "lifecycle",
-    "parity",
+_CHECKS = tuple(
+    [
+        "basis",
+        "packaging",
+        "configs",
+        "training",
+        "forward",
+        "merging",
+        "composition",
+        "files",
+        "lifecycle",
+        "parity",
+        "prompts",
+    ]
 )
 pytest.register_assert_rewrite(*(f"peftcore.testing.{name}" for name in _CHECKS))
 
 from peftcore.testing.closeness import BFLOAT16, FLOAT32, Tolerance, assert_close  # noqa: E402
 from peftcore.testing.parity import Libraries, ParityCase, ParityTests, check_same_distribution  # noqa: E402
+from peftcore.testing.prompts import PromptMethodTests  # noqa: E402
 from peftcore.testing.samples import SAMPLES, Sample  # noqa: E402
 from peftcore.testing.snapshot import Snapshot  # noqa: E402
 from peftcore.testing.suite import LayerMethodTests  # noqa: E402
@@ -52,6 +56,7 @@ __all__ = [
     "Libraries",
     "ParityCase",
     "ParityTests",
+    "PromptMethodTests",
     "Sample",
     "Snapshot",
     "Tolerance",

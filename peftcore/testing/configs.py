@@ -21,18 +21,18 @@ class ConfigTests(MethodTests):
         for options in self.configs:
             config = first_case.config(options)
             values = json.loads(config.to_json_string())
-            _assert_equal(type(config).from_dict(values), config, "read from JSON")
-            _assert_equal(PeftConfig.from_dict(values), config, "read from JSON by PeftConfig")
+            assert_equal(type(config).from_dict(values), config, "read from JSON")
+            assert_equal(PeftConfig.from_dict(values), config, "read from JSON by PeftConfig")
             config.save_pretrained(tmp_path)
-            _assert_equal(PeftConfig.from_pretrained(tmp_path), config, "read from a file")
+            assert_equal(PeftConfig.from_pretrained(tmp_path), config, "read from a file")
 
     def test_config_can_be_copied_and_sent_to_another_process(self, first_case: Case) -> None:
         """Copied, copied deeply, or pickled as for a worker process, a config is equal to itself."""
         for options in self.configs:
             config = first_case.config(options)
-            _assert_equal(copy.copy(config), config, "copied")
-            _assert_equal(copy.deepcopy(config), config, "copied deeply")
-            _assert_equal(ForkingPickler.loads(ForkingPickler.dumps(config)), config, "pickled")
+            assert_equal(copy.copy(config), config, "copied")
+            assert_equal(copy.deepcopy(config), config, "copied deeply")
+            assert_equal(ForkingPickler.loads(ForkingPickler.dumps(config)), config, "pickled")
 
     def test_using_a_config_does_not_change_it(self, case: Case) -> None:
         """One config object may serve several models."""
@@ -41,10 +41,20 @@ class ConfigTests(MethodTests):
         config = case.config()
         before = copy.deepcopy(config)
         get_peft_model(case.sample.model(), config)
-        _assert_equal(config, before, "used for a model")
+        assert_equal(config, before, "used for a model")
 
 
-def _assert_equal(config: PeftConfig, original: PeftConfig, journey: str) -> None:
+def assert_equal(config: PeftConfig, original: PeftConfig, journey: str) -> None:
+    """Check that a config is equal to another, value by value.
+
+    Args:
+        config: What came out.
+        original: What went in.
+        journey: What happened to it in between.
+
+    Raises:
+        AssertionError: It lists what has changed.
+    """
     __tracebackhide__ = True
     assert type(config) is type(original), f"A {type(original).__name__}, {journey}, is a {type(config).__name__}."
     changed = [

@@ -227,7 +227,9 @@ class ParityTests:
         answer = libraries.case.answer
         expected, frozen = answer(written), answer(libraries.case.frozen())
         visible = VISIBLE * max(1.0, frozen.abs().max().item())
-        assert (expected - frozen).abs().max() > visible, "The adapter does nothing, so nothing is compared."
+        # Virtual tokens in front of the others have outputs of their own.
+        changed = expected[:, -frozen.shape[1] :] if expected.shape != frozen.shape else expected
+        assert (changed - frozen).abs().max() > visible, "The adapter does nothing, so nothing is compared."
         self._check_close(answer(read), expected, "Loaded by the other library, the output differs")
         return expected
 

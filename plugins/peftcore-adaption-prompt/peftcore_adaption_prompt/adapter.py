@@ -1,0 +1,70 @@
+"""AdaptionPromptAdapter: tokens of its own for one attention."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.adapters.base import Adapter, Below
+from peftcore.base_layers import BaseLayer
+from peftcore.batches import first_tensor
+from peftcore.exceptions import UnsupportedLayerError
+from peftcore_adaption_prompt.config import AdaptionPromptConfig
+from peftcore_adaption_prompt.projections import Projections, names_in
+
+
+class AdaptionPromptAdapter(Adapter):
+    """LLaMA-Adapter on one attention (arXiv 2303.16199): tokens that its queries attend to, in a softmax of their own.
+
+    The output is increased by W_o · gate · softmax(q · K_pᵀ · scaling) · V_p, with keys and values that the frozen
+    projections make of ``adaption_prompt`` ``[1, tokens, width]``. ``adaption_gate`` ``[1]`` starts with 0.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"module"})
+    mergeable: ClassVar[bool] = False
+    unmergeable_because: ClassVar[str] = "its effect depends on the input, which attends to the prompt"
+    commutes: ClassVar[bool] = True
+    keeps_inputs: ClassVar[bool] = True
+
+    def __init__(self, base: BaseLayer, config: AdaptionPromptConfig, shared: None = None) -> None:
+        super().__init__(base, config, shared)
+        names = names_in(base.layer, config)
+        head_dim = config.head_dim or getattr(base.layer, "head_dim", None)
+        what = type(base.layer).__name__
+        if names is None or not isinstance(head_dim, int):
+            raise UnsupportedLayerError(
+                f"{what} shows no {'projections' if names is None else 'head_dim'}: name "
+                "q_proj, k_proj, v_proj, o_proj and head_dim in the config."
+            )
+        projections = Projections(base.layer, names, head_dim)
+        if not projections.fits():
+            raise UnsupportedLayerError(
+                f"{what}: {projections.heads} queries, {projections.groups} keys and heads of {head_dim} don't go "
+                "together. Check q_proj, k_proj, v_proj, o_proj and head_dim in the config."
+            )
+        self.__dict__["projections"] = projections
+        self.adaption_prompt = nn.Parameter(torch.randn(1, config.adapter_len or 0, projections.width))
+        self.adaption_gate = nn.Parameter(torch.zeros(1))
+
+    projections: Projections
+
+    def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
+        """Run the attention, and add what its tokens find in the prompt."""
+        output = below(*args, **kwargs)
+        own = output if isinstance(output, Tensor) else output[0]
+        own = own + self.change(first_tensor(args, kwargs), kwargs.get("position_embeddings")).to(own.dtype)
+        return own if isinstance(output, Tensor) else (own, *output[1:])
+
+    def change(self, x: Tensor, positions: Any) -> Tensor:
+        """Return what is added to the attention's output.
+
+        Args:
+            x: What the attention is called with, ``[rows, length, width]``.
+            positions: The cosines and sines by which its queries are rotated, or None.
+        """
+        query = self.projections.query(x, positions)
+        key, value = self.projections.key_and_value(self.adaption_prompt.to(x.dtype))
+        shares = (query @ key.transpose(-1, -2) * self.projections.scaling).float().softmax(-1)
+        return self.projections.output((self.adaption_gate * shares).to(value.dtype) @ value)
