@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from peftcore.exceptions import TaskError
@@ -78,6 +79,8 @@ class Generation:
                     f"Virtual tokens don't go with assisted decoding ({name}): the assistant would guess without them. "
                     f"Leave {name} out, or disable the adapter."
                 )
+        if self._setting("prefill_chunk_size") is not None:
+            _need_transformers_5("prefill_chunk_size with virtual tokens")
         if self.arguments.get("position_ids") is not None:
             raise TaskError(
                 "generate() counts positions from the attention mask when there are virtual tokens: "
@@ -195,6 +198,8 @@ class Generation:
             if self.sizes.is_encoder_decoder and not static:
                 self.call.opens = lambda cache, rows: write_prefix(cache, prefix.for_rows(rows), self.sizes, self.model)
                 return
+            if self.sizes.is_encoder_decoder:
+                _need_transformers_5("a static cache with a prefix beside an encoder")
             cache = new_cache(
                 self.model, self.sizes, static_length=self._final_length(length, more) if static else None
             )
@@ -236,6 +241,18 @@ class Generation:
         if self.call.columns is not None and result.get("past_key_values") is not None:
             mark(result["past_key_values"], self.call.columns)
         return result
+
+
+def _need_transformers_5(what: str) -> None:
+    """Refuse what older versions do out of reach: they call the model without its hooks, or need other ids.
+
+    Raises:
+        TaskError: The version is older.
+    """
+    import transformers
+
+    if Version(transformers.__version__) < Version("5"):
+        raise TaskError(f"generate() needs transformers 5 for {what}; {transformers.__version__} is installed.")
 
 
 class _Streamer:

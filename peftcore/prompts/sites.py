@@ -83,12 +83,18 @@ class OpeningSite:
         self.call_state = call_state
         self.handles = [decoder.register_forward_pre_hook(self.open, with_kwargs=True)]
 
-    def open(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Write the prefix, if generation has just begun."""
+    def open(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Write the prefix, if generation has just begun, and count it in the places of what comes."""
         call, cache = self.call_state.prompted, kwargs.get("past_key_values")
-        if call is not None and call.opens is not None and cache is not None and not cache_length(cache):
+        if call is None or call.opens is None or call.key_values is None or cache is None:
+            return None
+        if not cache_length(cache):
             tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
             call.opens(cache, len(tokens))
+        places = kwargs.get("cache_position")  # of transformers before 5, whose generation counts them itself
+        if places is None:
+            return None
+        return args, {**kwargs, "cache_position": places + call.key_values.used.shape[1]}
 
 
 Site = EmbeddingSite | CacheSite | OpeningSite

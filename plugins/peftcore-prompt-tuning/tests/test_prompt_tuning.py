@@ -153,7 +153,7 @@ class WithoutEmbeddings(nn.Module):
             "'./nowhere' can't be loaded",
         ),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_what_a_model_has_no_place_for_leaves_it_as_it_was(build, options, error, problem):
     model = build()
