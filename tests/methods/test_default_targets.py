@@ -16,6 +16,8 @@ from .small_configs import first_party_methods
 
 #: Methods that adapt what the config says, in every model.
 WITHOUT_TABLE = {"trainable_tokens"}
+#: Methods whose table HF PEFT does not show; the plugin's own test of a default config compares what is adapted.
+HIDDEN_TABLE = {"adaption_prompt"}
 #: Where the names of all tables are looked for.
 PARENTS = (
     "",
@@ -49,7 +51,7 @@ def meant_there(names: str | list[str]) -> set[str]:
 
 def test_the_tables_are_found() -> None:
     without = {method for method, table in TABLES.items() if not table}
-    assert {method for method in without if registry[method].adapter_cls is not None} == WITHOUT_TABLE
+    assert {method for method in without if registry[method].adapter_cls is not None} == WITHOUT_TABLE | HIDDEN_TABLE
 
 
 @pytest.mark.parametrize("method", TABLES)
