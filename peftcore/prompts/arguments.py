@@ -5,8 +5,9 @@ What the arguments are called is all that is known of a model: ids, masks, posit
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,13 @@ def bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
 
 def takes(module: nn.Module, name: str) -> bool:
     """Whether a module's forward has a parameter of this name."""
-    return name in inspect.signature(module.forward).parameters
+    return name in _parameters_of(getattr(module.forward, "__func__", module.forward))
+
+
+@functools.lru_cache
+def _parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    # Every call asks for these, and a signature takes as long to find out as a small layer to run.
+    return frozenset(inspect.signature(function).parameters)
 
 
 def rows_of(arguments: Mapping[str, Any]) -> tuple[int, torch.device]:
