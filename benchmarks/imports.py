@@ -23,7 +23,7 @@ start = time.perf_counter()
 import torch
 middle = time.perf_counter()
 known = set(sys.modules)
-import {library}
+from {library} import PeftModel
 end = time.perf_counter()
 print(json.dumps({{"torch": middle - start, "beyond": end - middle, "both": end - start,
                    "modules": len(set(sys.modules) - known)}}))

@@ -1,90 +1,36 @@
 """Parameter-efficient fine-tuning where every method is a plugin.
 
-Names that this module does not define itself are looked up in the installed plugins (see :mod:`peftcore.exports`).
+The public names are those of :mod:`peftcore.public`; it is imported, and torch with it, when one is first asked for, so
+that what needs no torch (:mod:`peftcore.catalog`, most of the command line) starts at once.
+Names that are not there are looked up in the installed plugins (see :mod:`peftcore.exports`).
 """
 
-from typing import Any
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
-from peftcore.auto import (
-    AutoPeftModel,
-    AutoPeftModelForCausalLM,
-    AutoPeftModelForFeatureExtraction,
-    AutoPeftModelForQuestionAnswering,
-    AutoPeftModelForSeq2SeqLM,
-    AutoPeftModelForSequenceClassification,
-    AutoPeftModelForTokenClassification,
-)
-from peftcore.config import LayerConfig, PeftConfig
-from peftcore.exports import find_export, loaded_exports
-from peftcore.functional import (
-    get_peft_model,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-    inspect_targets,
-    set_peft_model_state_dict,
-)
-from peftcore.hookspecs import hookimpl
-from peftcore.mappings import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_MIXED_MODEL_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
-from peftcore.method import PeftMethod
-from peftcore.model import PeftModel
-from peftcore.options import option
-from peftcore.peft_type import PeftType, TaskType
-from peftcore.registry import register_peft_method, unregister_peft_method
-from peftcore.tasks import (
-    PeftModelForCausalLM,
-    PeftModelForFeatureExtraction,
-    PeftModelForQuestionAnswering,
-    PeftModelForSeq2SeqLM,
-    PeftModelForSequenceClassification,
-    PeftModelForTokenClassification,
-)
+if TYPE_CHECKING:
+    from peftcore.public import *  # noqa: F403
+    from peftcore.public import __all__ as __all__
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "PEFT_TYPE_TO_CONFIG_MAPPING",
-    "PEFT_TYPE_TO_MIXED_MODEL_MAPPING",
-    "PEFT_TYPE_TO_PREFIX_MAPPING",
-    "PEFT_TYPE_TO_TUNER_MAPPING",
-    "AutoPeftModel",
-    "AutoPeftModelForCausalLM",
-    "AutoPeftModelForFeatureExtraction",
-    "AutoPeftModelForQuestionAnswering",
-    "AutoPeftModelForSeq2SeqLM",
-    "AutoPeftModelForSequenceClassification",
-    "AutoPeftModelForTokenClassification",
-    "LayerConfig",
-    "PeftConfig",
-    "PeftMethod",
-    "PeftModel",
-    "PeftModelForCausalLM",
-    "PeftModelForFeatureExtraction",
-    "PeftModelForQuestionAnswering",
-    "PeftModelForSeq2SeqLM",
-    "PeftModelForSequenceClassification",
-    "PeftModelForTokenClassification",
-    "PeftType",
-    "TaskType",
-    "get_peft_model",
-    "get_peft_model_state_dict",
-    "hookimpl",
-    "inject_adapter_in_model",
-    "inspect_targets",
-    "option",
-    "register_peft_method",
-    "set_peft_model_state_dict",
-    "unregister_peft_method",
-]
-
 
 def __getattr__(name: str) -> Any:
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
+    public = importlib.import_module(f"{__name__}.public")
+    if name == "__all__" or name in public.__all__:
+        return globals().setdefault(name, getattr(public, name))
+    from peftcore.exports import find_export
+
     return find_export(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *loaded_exports()})
+    from peftcore.exports import loaded_exports
+    from peftcore.public import __all__ as names
+
+    return sorted({*globals(), *names, *loaded_exports()})

@@ -320,7 +320,7 @@ class AdaptedModel(nn.Module):
         Args:
             adapter_names: Which, in order; the active ones if None.
             safe_merge: Refuse weights that would not be finite.
-            progressbar: Show the layers' progress on the terminal; needs tqdm.
+            progressbar: Show the progress from the start; else it is shown where it takes long on a terminal.
 
         Raises:
             NotMergeableError: A method can't be merged; nothing was merged then.
@@ -375,7 +375,7 @@ class AdaptedModel(nn.Module):
         """Fold adapters into the weights for good, take the adapters out, and return the user's model.
 
         Args:
-            progressbar: Show the layers' progress on the terminal.
+            progressbar: As for :meth:`merge_adapter`.
             safe_merge: Refuse weights that would not be finite.
             adapter_names: Which; the active ones if None.
 

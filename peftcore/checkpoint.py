@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from peftcore.adapters.base import Adapter
 from peftcore.exceptions import CheckpointError
+from peftcore.progress import progress
 from peftcore.registry import registry
 from peftcore.slots import Placement
 from peftcore.targets import NearestNames
@@ -201,7 +202,7 @@ def load_adapter_state(
             _announce(placement, state, tuner.layer_prefix)
         tuner.before_load(state)
         taken: dict[int, tuple[Tensor, Tensor]] = {}
-        for key in report.loaded:
+        for key in progress(report.loaded, "Loading"):
             _put(places[key], state[key], assign, taken)
     return report
 

@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import importlib
 import json
 import os
 import re
@@ -25,19 +26,20 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self, dataclass_transform
 
-from peftcore.exceptions import CheckpointError, ConfigError
+from peftcore.exceptions import ConfigError
+from peftcore.json_files import CONFIG_NAME as CONFIG_NAME
+from peftcore.json_files import read_json_object as read_json_object
 from peftcore.options import dropout_option as dropout_option
 from peftcore.options import layout_option as layout_option
 from peftcore.options import option as option
 from peftcore.options import problem_with
 from peftcore.peft_type import PeftType, TaskType
-
-CONFIG_NAME = "adapter_config.json"
+from peftcore.views import View, Viewed
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(option, dataclasses.field))
-@dataclasses.dataclass(kw_only=True)
-class PeftConfig:
+@dataclasses.dataclass(kw_only=True, repr=False)
+class PeftConfig(Viewed):
     """What every adapter's config holds, whatever its method.
 
     A subclass states its method in its class line (``class MyConfig(LayerConfig, method="mine")``); a subclass without
@@ -66,7 +68,7 @@ class PeftConfig:
 
     def __init_subclass__(cls, method: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(kw_only=True)(cls)
+        dataclasses.dataclass(kw_only=True, repr=False)(cls)
         if method is not None:
             cls.method = method
             PeftType.declare(method)
@@ -114,6 +116,28 @@ class PeftConfig:
             ConfigError: Always.
         """
         raise ConfigError(f"{type(self).__name__}.{field}: {problem}.")
+
+    # -------------------------------------------------------------------------------------- what is seen of it
+
+    def asked(self) -> dict[str, Any]:
+        """Return the values that differ from their defaults, but for the method, which the class says."""
+        values = {field.name: (getattr(self, field.name), _default_of(field)) for field in dataclasses.fields(self)}
+        if self.method is not None:
+            del values["peft_type"]
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def __repr__(self) -> str:
+        """Return the call that makes this config."""
+        asked = ", ".join(f"{name}={_written(value)}" for name, value in self.asked().items())
+        return f"{type(self).__name__}({asked})"
+
+    def view(self) -> View:
+        """Return the options that differ from their defaults, with their meaning."""
+        meaning = {field.name: field.metadata.get("meaning", "") for field in dataclasses.fields(self)}
+        rows = [(name, _written(value), meaning[name]) for name, value in self.asked().items()]
+        title = f"{type(self).__name__} ({self.method or 'no method'})"
+        rest = f"{len(meaning) - len(rows)} others have their defaults."
+        return View(title, ("option", "value", "meaning"), rows, [rest])
 
     # ------------------------------------------------------------------------------------------------ JSON
 
@@ -167,7 +191,8 @@ class PeftConfig:
         if stated is None:
             raise ConfigError(f"{cls.__name__}: the config names no peft_type, so its method is unknown.")
         if PeftConfig.find_class is None:
-            raise ConfigError(f"{cls.__name__}: no registry is loaded; import peftcore first.")
+            importlib.import_module("peftcore.registry")
+        assert PeftConfig.find_class is not None, "the registry sets it when it is imported"
         return PeftConfig.find_class(str(stated))
 
     @classmethod
@@ -192,25 +217,6 @@ class PeftConfig:
         """Read ``adapter_config.json`` from an adapter directory (or the hub); keywords override its fields."""
         directory = Path(pretrained_model_name_or_path) / (subfolder or "")
         return cls.from_dict({**read_json_object(directory / CONFIG_NAME), **kwargs})
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a file that must hold one JSON object.
-
-    Raises:
-        CheckpointError: There is no such file, or it holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} does not exist. An adapter directory holds {CONFIG_NAME} beside its weights."
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(values).__name__}, not an object.")
-    return values
 
 
 class LayerConfig(PeftConfig):
@@ -352,6 +358,10 @@ def _set_of_names(names: Any, refuse: Callable[[str, str], typing.NoReturn], fie
         if not isinstance(name, str):
             refuse(field, f"must hold names, got {name!r} ({type(name).__name__})")
     return set(names)
+
+
+def _written(value: Any) -> str:
+    return f"{{{', '.join(sorted(map(repr, value)))}}}" if isinstance(value, set) and value else repr(value)
 
 
 def _plain(value: Any) -> Any:

@@ -43,6 +43,10 @@ class RegistrationError(PeftCoreError, ValueError):
     """A method contradicts itself or one that is registered already."""
 
 
+class NewPackageError(PeftCoreError, ValueError):
+    """A package for a new method can't be written: its name is illegal or taken, or its folder is."""
+
+
 # ------------------------------------------------------------------------------------ configs and targets
 
 
@@ -83,6 +87,14 @@ class MixedBatchError(PeftCoreError, ValueError):
 
 class StepError(PeftCoreError, RuntimeError):
     """A training loop told a method of a step at a time when the method can't make use of it."""
+
+
+class BaseModelError(PeftCoreError, ValueError):
+    """A base model can't be made from what was named."""
+
+
+class OutputError(PeftCoreError, ValueError):
+    """What a command was to write can't be written: it is there already, or its folder is not."""
 
 
 class TaskError(PeftCoreError, ValueError):

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -164,16 +167,24 @@ def read_tensors(directory: str | os.PathLike[str], device: str | torch.device =
     Raises:
         CheckpointError: There are none, or they are damaged.
     """
+    return dict(stream_tensors(directory, device))
+
+
+def stream_tensors(
+    directory: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what :func:`read_tensors` returns, one tensor after the other, so that not all have to be in memory."""
     path = Path(directory)
     if (path / SAFETENSORS_NAME).is_file():
-        return _read_safetensors(path / SAFETENSORS_NAME, device)
-    if (path / INDEX_NAME).is_file():
-        return _read_shards(path, device)
-    if (path / BIN_NAME).is_file():
-        return _read_bin(path / BIN_NAME, device)
-    raise CheckpointError(
-        f"{path} holds no adapter: neither {SAFETENSORS_NAME} nor {INDEX_NAME} nor {BIN_NAME} is there."
-    )
+        yield from _stream_safetensors(path / SAFETENSORS_NAME, device)
+    elif (path / INDEX_NAME).is_file():
+        yield from _stream_shards(path, device)
+    elif (path / BIN_NAME).is_file():
+        yield from _read_bin(path / BIN_NAME, device).items()
+    else:
+        raise CheckpointError(
+            f"{path} holds no adapter: neither {SAFETENSORS_NAME} nor {INDEX_NAME} nor {BIN_NAME} is there."
+        )
 
 
 def read_tensor_file(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -185,36 +196,69 @@ def read_tensor_file(path: str | os.PathLike[str], device: str | torch.device = 
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.")
-    return _read_safetensors(path, device) if path.suffix == ".safetensors" else _read_bin(path, device)
+    return dict(_stream_safetensors(path, device)) if path.suffix == ".safetensors" else _read_bin(path, device)
 
 
-def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
+def read_metadata(directory: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the strings at the head of an adapter directory's safetensors file; empty for other files.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = Path(directory)
+    if not (path / SAFETENSORS_NAME).is_file() and (path / INDEX_NAME).is_file():
+        name = min(_weight_map(path).values(), default="")
+    else:
+        name = SAFETENSORS_NAME
+    if not (path / name).is_file():
+        return {}
+    with _opened(path / name, "cpu") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file: {error}. Copy it again from where it came."
         ) from error
 
 
-def _read_shards(path: Path, device: str | torch.device) -> dict[str, Tensor]:
+def _stream_safetensors(path: Path, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
+    with _opened(path, device) as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            yield name, file.get_tensor(name)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
     weight_map = read_json_object(path / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path / INDEX_NAME} has no weight_map.")
-    tensors: dict[str, Tensor] = {}
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{path / INDEX_NAME} names {name!r}, which is no file in the directory.")
+    return weight_map
+
+
+def _stream_shards(path: Path, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
+    weight_map = _weight_map(path)
+    lost = set(weight_map)
     for name in sorted(set(weight_map.values())):
-        tensors.update(_read_safetensors(path / name, device))
-    if lost := sorted(set(weight_map) - set(tensors)):
-        raise CheckpointError(f"{path / INDEX_NAME} promises tensors that its files lack: {', '.join(lost[:5])}.")
-    return tensors
+        for key, tensor in _stream_safetensors(path / name, device):
+            lost.discard(key)
+            yield key, tensor
+    if lost:
+        raise CheckpointError(
+            f"{path / INDEX_NAME} promises tensors that its files lack: {', '.join(sorted(lost)[:5])}."
+        )
 
 
 def _read_bin(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     try:
+        _check_packing(path)
         tensors = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise CheckpointError(
@@ -222,4 +266,15 @@ def _read_bin(path: Path, device: str | torch.device) -> dict[str, Tensor]:
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path} holds no mapping of names to tensors.")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path} is no adapter's: {name} claims more numbers than the file holds.")
     return tensors
+
+
+def _check_packing(path: Path) -> None:
+    """Refuse a compressed archive: torch writes none, and a small one may unpack to more than there is memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise CheckpointError("it is compressed, which torch's own files are not.")

@@ -137,7 +137,8 @@ def convert_checkpoint(
 def register_commands(cli: Any) -> None:
     """Add subcommands to the ``peftcore`` command.
 
-    The command calls it once, at its start, on every extension and on every method's plugin that is loaded by then.
+    The command calls it once, for its help and for a subcommand that is not the core's own, on every extension and on
+    every method's plugin that is loaded by then.
     A plugin that raises is named in a warning, and the command goes on without it.
 
     Args:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from peftcore.adapted_layer import AdaptedLayer
+from peftcore.progress import progress
 
 
 def merge_into_all(
@@ -16,14 +17,14 @@ def merge_into_all(
         layers: The layers.
         names: The adapters, in order.
         safe_merge: Refuse weights that would not be finite.
-        progressbar: Show the progress on the terminal; needs tqdm.
+        progressbar: Show the progress from the start; else it is shown where it takes long on a terminal.
 
     Raises:
         MergeError, NotMergeableError: See :meth:`peftcore.adapted_layer.AdaptedLayer.merge`.
     """
     done: list[tuple[AdaptedLayer, list[str]]] = []
     try:
-        for layer in _progress(layers, progressbar):
+        for layer in progress(layers, "Merging", at_once=progressbar):
             done.append((layer, layer.merged_adapters))
             layer.merge(names, safe_merge)
     except Exception:
@@ -32,12 +33,3 @@ def merge_into_all(
                 layer.unmerge()
                 layer.merge_again(before)
         raise
-
-
-def _progress(layers: Sequence[AdaptedLayer], shown: bool) -> Iterable[AdaptedLayer]:
-    if not shown:
-        return layers
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    bar: Iterable[AdaptedLayer] = tqdm(layers, desc="Merging", unit="layer")
-    return bar

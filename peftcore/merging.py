@@ -123,10 +123,17 @@ class MergedWeight:
             self.base.add_(-_sum_of_deltas(merged))
 
     def _write(self, weight: Tensor, bias: Tensor | None) -> None:
-        # The bias first: it is what a storage may refuse, and the weight is as before then.
-        if bias is not self.base.read_bias():
-            self.base.set_bias_(bias)
-        self.base.replace_(weight)
+        stored = self.base.read_bias()
+        if bias is stored:
+            self.base.replace_(weight)
+            return
+        before = None if stored is None else stored.detach().clone()
+        self.base.set_bias_(bias)
+        try:
+            self.base.replace_(weight)
+        except Exception:  # a storage may refuse either, and then both are as before
+            self.base.set_bias_(before)
+            raise
 
     def _put(self, weight: nn.Parameter) -> None:
         holder, _ = innermost(self.base.layer, self.base.weight_name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,12 +24,13 @@ from peftcore.hub import resolve_directory
 from peftcore.mixed_batches import assigned_rows
 from peftcore.peft_type import TaskType
 from peftcore.signatures import refuse_arguments, signed_as
-from peftcore.status import LayerStatus, ModelStatus, count_parameters, layer_statuses, model_status
+from peftcore.status import LayerStatus, ModelStatus, count_parameters, layer_statuses, model_status, model_view
 from peftcore.targets import ALL_LINEAR, OnUnmatched, TargetReport
 from peftcore.tuner import Tuner
+from peftcore.views import View, Viewed
 
 
-class PeftModel(nn.Module):
+class PeftModel(Viewed, nn.Module):
     """A model with adapters.
 
     Any attribute that is not listed here is the user's model's.
@@ -231,6 +233,10 @@ class PeftModel(nn.Module):
         share = 100 * trainable / total if total else 0.0
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
 
+    def view(self) -> View:
+        """Return the adapters, a line for each; ``print(model.base_model)`` shows the modules."""
+        return model_view(self.base_model, self)
+
     def get_layer_status(self) -> list[LayerStatus]:
         """Return the state of each adapted layer."""
         return layer_statuses(self.base_model)
@@ -323,19 +329,14 @@ class PeftModel(nn.Module):
         if config is None:
             config = PeftConfig.from_pretrained(directory)
         holder = cls.class_for(config)(model, None)
-        holder.load_adapter(
-            directory,
-            adapter_name,
-            is_trainable,
-            config=config,
-            autocast_adapter_dtype=autocast_adapter_dtype,
-            **kwargs,
-        )
+        kwargs["autocast_adapter_dtype"] = autocast_adapter_dtype
+        holder.load_adapter(directory, adapter_name, is_trainable, config=config, **kwargs)
         return holder  # type: ignore[return-value]
 
     @classmethod
     def class_for(cls, config: PeftConfig) -> type[PeftModel]:
         """Return the class for a config's task; a subclass answers with itself."""
+        importlib.import_module("peftcore.tasks")  # its classes enter themselves
         return PeftModel._by_task.get(config.task_type, PeftModel) if cls is PeftModel else cls
 
     def load_adapter(

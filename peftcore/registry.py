@@ -7,14 +7,15 @@ The mappings (``PEFT_TYPE_TO_CONFIG_MAPPING`` and its neighbours) are read-only 
 
 from __future__ import annotations
 
+import importlib
 import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from peftcore import catalog as catalog_room
-from peftcore.catalog import DISABLED_VARIABLE, Catalog, Claim, canonical
+from peftcore.catalog import Catalog, Claim, canonical
 from peftcore.config import PeftConfig
 from peftcore.exceptions import PluginError, RegistrationError
 from peftcore.method import PeftMethod
@@ -27,30 +28,12 @@ from peftcore.plugin_loading import (
     load_plugin,
     new_manager,
 )
+from peftcore.plugin_status import PluginState, PluginStatus, plugin_statuses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftcore.base_layers.base import BaseLayer
-
-
-PluginState = Literal["available", "loaded", "disabled", "conflicting", "broken"]
-
-
-class PluginStatus(NamedTuple):
-    """How one installed plugin fares; a record of :meth:`Registry.status`."""
-
-    distribution: str
-    """The distribution's name; empty for methods that were registered in this process."""
-    version: str
-    entry_point: str
-    """The object reference that is imported."""
-    methods: tuple[str, ...]
-    """Names of its methods; none for an extension."""
-    state: PluginState
-    """``available`` means: not imported yet."""
-    cause: str | None
-    """Why it can't serve; None if it can."""
 
 
 class Registry:
@@ -112,9 +95,10 @@ class Registry:
     def find_tuner_class(self, method: str) -> type:
         """Return the class of a method's tuner, the core's own if it brings none."""
         described = self[method]
+        importlib.import_module("peftcore.prompts.tuner")  # it and the tuners' room set the core's own
         own = self.default_tuner_cls if described.encoder_cls is None else self.prompt_tuner_cls
         tuner_cls = described.tuner_cls or own
-        assert tuner_cls is not None, "the tuners' rooms set the core's own when they are imported"
+        assert tuner_cls is not None, "a registry beside the process's own is told which tuners are the core's"
         return tuner_cls
 
     def register(self, method: PeftMethod | None = None, *, replace: bool = False, **fields: Any) -> PeftMethod:
@@ -164,29 +148,12 @@ class Registry:
 
     def status(self) -> list[PluginStatus]:
         """Report on every installed plugin and on the methods registered in this process; imports none."""
-        listing = self.catalog.listing
-        states: list[tuple[Claim, PluginState, str | None]] = []
-        states += [(claim, "disabled", f"named in {DISABLED_VARIABLE}") for claim in listing.disabled]
-        states += [(finding.claim, "broken", finding.problem) for finding in listing.findings]
-        states += [(claim, *self._state(claim, rivals)) for rivals in listing.methods.values() for claim in rivals]
-        states += [(claim, *self._state(claim, [claim])) for claim in listing.extensions]
-        # The methods of one plugin share a record as long as they fare alike.
-        methods: dict[tuple[str, str, str, PluginState, str | None], list[str]] = {}
-        for claim, state, cause in states:
-            names = methods.setdefault((claim.distribution, claim.version, claim.value, state, cause), [])
-            names.extend([claim.name] if claim.is_method else [])
-        records = [
-            PluginStatus(dist, version, entry, tuple(names), state, cause)
-            for (dist, version, entry, state, cause), names in methods.items()
-        ]
-        records.sort(key=lambda record: record[:3])
+        records = plugin_statuses(self.catalog.listing, self._state)
         if own := tuple(sorted(self._in_process)):
             records.append(PluginStatus("", "", "", own, "loaded", None))
         return records
 
-    def _state(self, claim: Claim, rivals: Sequence[Claim]) -> tuple[PluginState, str | None]:
-        if len(rivals) > 1:
-            return "conflicting", f"claimed by {' and by '.join(map(str, rivals))}"
+    def _state(self, claim: Claim) -> tuple[PluginState, str | None]:
         if claim.plugin in self._plugins:
             return "loaded", None
         if cause := self._failures.get(claim.plugin):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +10,8 @@ from torch import nn
 
 from peftcore.adapted_layer import AdaptedLayer
 from peftcore.adapted_model import AdaptedModel
+from peftcore.tuner import Tuner
+from peftcore.views import View, number, share
 
 #: Said where layers differ although they should not.
 Irregular = Literal["irregular"]
@@ -145,3 +147,32 @@ def _merged(layers: Iterable[LayerStatus]) -> list[str] | Irregular:
 def _agreed(answers: Iterable[bool]) -> bool | Irregular:
     found = set(answers)
     return "irregular" if len(found) == 2 else found == {True}
+
+
+def model_view(host: AdaptedModel, holder: nn.Module) -> View:
+    """Return what is seen of a model with adapters: a line for each, and how much of it all trains."""
+    merged = {name for layer in host.layers() for name in layer.merged_adapters}
+    rows = [
+        (name, tuner.method.name, number(len(tuner.placements)), number(_count(tuner)), _state(host, tuner, merged))
+        for name, tuner in host.tuners.items()
+    ]
+    trainable, total = count_parameters(holder)
+    notes = [f"{number(trainable)} of {number(total)} parameters train ({share(trainable, total)})."]
+    if not host.call_state.enabled:
+        notes.insert(0, "The adapters are switched off.")
+    title = f"{type(holder).__name__} with {type(host.model).__name__}"
+    return View(title, ("adapter", "method", "parts", "parameters", "state"), rows, notes)
+
+
+def _count(tuner: Tuner) -> int:
+    return sum(_numel(parameter) for parameter in {id(p): p for p in tuner.parameters()}.values())
+
+
+def _state(host: AdaptedModel, tuner: Tuner, merged: Collection[str]) -> str:
+    """Say how an adapter fares; what acts is active or merged."""
+    said = {
+        "active": tuner.name in host.active_adapters,
+        "merged": tuner.name in merged,
+        "trains": any(parameter.requires_grad for parameter in tuner.parameters()),
+    }
+    return ", ".join(word for word, holds in said.items() if holds) or "idle"

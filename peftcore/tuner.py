@@ -34,6 +34,7 @@ from peftcore.call_state import CallState
 from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import ConfigError, UnsupportedLayerError
 from peftcore.method import PeftMethod
+from peftcore.progress import progress
 from peftcore.registry import registry
 from peftcore.slots import Placement, Slot, hold_shared, let_go_of_shared, one_view, place, take_out, unwrap
 from peftcore.targets import Inventory, Match, ModuleMatcher, OnUnmatched, TargetReport, find_parameters, find_targets
@@ -102,7 +103,7 @@ class Tuner:
     def place_all(self, call_state: CallState) -> None:
         """Put the parts on their layers."""
         with paused_collector():
-            for placement in self.placements:
+            for placement in progress(self.placements, "Placing adapters"):
                 place(placement, self.name, call_state)
 
     def take_all_out(self) -> None:
@@ -355,7 +356,8 @@ class LayerTuner(Tuner):
             made = {number: one for number, one in made.items() if not has_unsaved_tensors(one.adapter)}
         with making_tensors_on(device):
             rest = [number for number in range(len(slots)) if number not in made]
-            made.update((number, self._make(slots[number], autocast_adapter_dtype)) for number in rest)
+            waiting = progress(rest, "Making adapters")
+            made.update((number, self._make(slots[number], autocast_adapter_dtype)) for number in waiting)
         return [made[number] for number in range(len(slots))]
 
     def _make(self, slot: Slot, autocast_adapter_dtype: bool) -> Placement:

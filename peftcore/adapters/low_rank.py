@@ -1,12 +1,14 @@
-"""LowRankDelta: Δ = B · A, for the methods that make two factors, trained or not, in whatever way."""
+"""Δ = B · A: for the methods that make two factors, and for those that take any two."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 from torch import Tensor
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.config import LayerConfig
 
 
 class LowRankDelta(WeightDelta):
@@ -44,3 +46,31 @@ class LowRankDelta(WeightDelta):
     def into_rank(self, a: Tensor, x: Tensor) -> Tensor:
         """Return the layer's operation with A ``[r, in · kernel]`` as its weight: an output of r features."""
         return self.base.apply(a.reshape(-1, *self.base.weight_shape[1:]), x)
+
+
+class TakesFactors:
+    """Says of an adapter class that its adapters can hold any Δ of low rank, whoever made it.
+
+    Adapters of other methods are then converted to it; see :mod:`peftcore.conversion`.
+    A class of a method's adapters derives from it beside its family.
+    """
+
+    @classmethod
+    def config_of_rank(cls, rank: int, **fields: Any) -> LayerConfig:
+        """Return the method's config for adapters of a rank.
+
+        Args:
+            rank: The largest rank that Δ has on any layer.
+            **fields: What every method's config has: ``target_modules``, ``task_type`` …
+        """
+        raise NotImplementedError
+
+    def take_factors(self, a: Tensor, b: Tensor) -> None:
+        """Let Δ be ``b @ a``.
+
+        Args:
+            a: ``[r, in · kernel]``, where r is the rank that the config gives.
+            b: ``[out, r]``. Both have ``[experts]`` in front where weights are stacked, and ``[groups]`` for grouped
+                convolutions, whose out and r are then those of one group.
+        """
+        raise NotImplementedError

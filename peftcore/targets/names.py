@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from peftcore.exceptions import ConfigError
 
 _WILDCARD_CHARACTERS = re.compile(r"[*?\[]")
+_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 _WILDCARD_TOKEN = re.compile(r"\*+|\[!?\]?[^\]]*\]|.", re.DOTALL)
 
 
@@ -20,6 +21,11 @@ def is_wildcard(entry: str) -> bool:
 def last_component(path: str) -> str:
     """Return what stands behind the last dot."""
     return path[path.rfind(".") + 1 :]
+
+
+def folded_indices(path: str) -> str:
+    """Return a path with ``*`` for its indices: what layers that are alike have in common."""
+    return _INDEX.sub("*", path)
 
 
 class NamePatterns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,14 @@ from typing import ClassVar, Generic, Literal, NoReturn, TypeVar
 from torch import nn
 
 from peftcore.exceptions import TargetError, UnsupportedLayerError
+from peftcore.targets.names import folded_indices
+from peftcore.targets.showing import target_view
+from peftcore.views import View, Viewed
 
 L = TypeVar("L")
 
 OnUnmatched = Literal["error", "warn", "ignore"]
 Sites = tuple[tuple[nn.Module, str], ...]
-
-_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Unsupported:
     inside: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Report:
     """What all reports share: the entries that failed, and how they become an error, a warning or a text."""
 
@@ -127,6 +127,11 @@ class _Report:
         if self.unmatched and on_unmatched == "warn":
             warnings.warn("\n".join(self._describe_unmatched()), UserWarning, stacklevel=3)
 
+    def failures(self) -> list[str]:
+        """Return what is wrong with what was asked for, a sentence or more each."""
+        fatal = [refused for refused in self.unsupported if refused.fatal]
+        return [*self._describe_unmatched(), *(self._describe_unsupported(fatal) if fatal else ())]
+
     def _refuse_nothing(self) -> NoReturn:
         supported = f" Layers that can be adapted: {self.supported}." if self.supported else ""
         described = self._describe_unmatched() or [
@@ -163,8 +168,8 @@ class _Report:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class TargetReport(_Report, Generic[L]):
+@dataclass(frozen=True, repr=False)
+class TargetReport(_Report, Viewed, Generic[L]):
     """Which modules a config asks for; see :func:`peftcore.targets.find_targets`.
 
     Attributes:
@@ -186,6 +191,16 @@ class TargetReport(_Report, Generic[L]):
         """Yield (entry, dotted name) of everything found; parts of a fused module stand behind its name."""
         for match in self.matched:
             yield match.pattern, match.path + (f" ({', '.join(match.parts)})" if match.parts else "")
+
+    def view(self, trainable: Mapping[str, int] | None = None) -> View:
+        """Return the modules as a tree, and what was asked for in vain.
+
+        Args:
+            trainable: By dotted path: how many parameters train there; shown beside.
+        """
+        number = len(self.matched)
+        title = f"{self.option}: {number} {self.thing}{'' if number == 1 else 's'}"
+        return target_view(title, self.matched, self.failures(), trainable)
 
 
 @dataclass(frozen=True)
@@ -227,7 +242,7 @@ def _grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 def folded(paths: Iterable[str]) -> list[str]:
     """Write paths that differ in their indices alone as one, with its count: ``layers.*.q_proj (x24)``."""
-    groups = _grouped((_INDEX.sub("*", path), path) for path in paths)
+    groups = _grouped((folded_indices(path), path) for path in paths)
     return [same[0] if len(same) == 1 else f"{template} (x{len(same)})" for template, same in groups.items()]
 
 

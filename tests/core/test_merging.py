@@ -214,6 +214,20 @@ def test_a_bias_that_cannot_be_written_leaves_the_weight_alone():
     assert_as_before(model, before)
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_weight_that_cannot_be_written_leaves_the_bias_alone(has_bias, monkeypatch):
+    model = get_peft_model(Single(nn.Linear(7, 5, bias=has_bias)), ShiftedConfig(target_modules=["layer"]))
+    before = anatomy(model)
+
+    def refuse(*_):
+        raise MergeError("the storage is read-only")
+
+    monkeypatch.setattr(model.get_base_model().layer.base, "replace_", refuse)
+    with pytest.raises(MergeError, match="read-only"):
+        model.merge_adapter()
+    assert_as_before(model, before)
+
+
 # ------------------------------------------------------------------------------------------- shared weights
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
 from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.low_rank import TakesFactors
 from peftcore.base_layers import BaseLayer
 from peftcore_lora import inits
 from peftcore_lora.config import LoraConfig
@@ -32,7 +33,7 @@ class Factor(nn.Module):
         self._parameters.update(weight=nn.Parameter(weight), bias=None if bias is None else nn.Parameter(bias))
 
 
-class LoraAdapter(WeightDelta):
+class LoraAdapter(WeightDelta, TakesFactors):
     """Low-rank adaptation of one layer: Δ = s · B · A (arXiv 2106.09685).
 
     Its parameters are ``lora_A.weight`` and ``lora_B.weight``, in the shapes of :mod:`peftcore_lora.forms`, and
@@ -107,6 +108,24 @@ class LoraAdapter(WeightDelta):
         _take(self.lora_B, "weight", state["lora_B.weight"])
         if "lora_B.bias" in state:
             _take(self.lora_B, "bias", state["lora_B.bias"])
+
+    @classmethod
+    def config_of_rank(cls, rank: int, **fields: Any) -> LoraConfig:
+        """Return the config of a rank, with a scaling of 1."""
+        return LoraConfig(r=rank, lora_alpha=rank, **fields)
+
+    @torch.no_grad()
+    def take_factors(self, a: Tensor, b: Tensor) -> None:
+        """Let Δ be ``b @ a``; see :meth:`peftcore.adapters.low_rank.TakesFactors.take_factors`."""
+        shapes, (a, b) = self.form.shapes(self.base, self.r), self.form.arranged(a, b)
+        assert shapes[0] is not None, "config_of_rank asks for no full matrix"
+        a, b = a.reshape(shapes[0]), b.reshape(shapes[1]) / self.scaling
+        if self.base.kind == "embedding":
+            _take(self, "lora_embedding_A", a)
+            _take(self, "lora_embedding_B", b)
+        else:
+            _take(self.lora_A, "weight", a)
+            _take(self.lora_B, "weight", b)
 
     def factors(self) -> tuple[Tensor | None, Tensor]:
         """Return A and B; A is None where B is the full matrix."""
@@ -198,7 +217,7 @@ def _store(module: Any, kind: str, a: Tensor | None, b: Tensor, bias: Tensor | N
         module._modules.update(lora_A=None if a is None else Factor(a), lora_B=Factor(b, bias))
 
 
-def _take(factor: Factor | None, name: str, value: Tensor) -> None:
+def _take(factor: nn.Module | None, name: str, value: Tensor) -> None:
     """Copy a value into a factor's parameter, or let it take the place of one that has another shape or no values."""
     assert factor is not None
     current = getattr(factor, name)

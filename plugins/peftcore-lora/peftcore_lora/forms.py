@@ -45,6 +45,10 @@ class Form(ABC):
         """Return the layer's operation on ``x`` with ``scaling`` · Δ as its weight; here, by forming Δ."""
         return base.apply(self.product(base, a, b * scaling).reshape(base.weight_shape), x)
 
+    def arranged(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return factors with their entries in this form's order; groups or experts stand in front of those given."""
+        return a, b
+
 
 class Channels(Form):
     """The layer itself into r features, then a pointwise map to the output."""
@@ -132,6 +136,9 @@ class Experts(Form):
     def shapes(self, base: BaseLayer, rank: int) -> tuple[Shape, Shape]:
         experts, out, fan_in = base.weight_shape
         return (experts * rank, fan_in), (out, rank * experts)
+
+    def arranged(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return a, b.permute(1, 2, 0)
 
     def product(self, base: BaseLayer, a: Tensor, b: Tensor) -> Tensor:
         experts, out, fan_in = base.weight_shape
