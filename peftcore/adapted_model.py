@@ -154,7 +154,8 @@ class AdaptedModel(nn.Module):
         tuner_cls = registry.find_tuner_class(method.name)
         tuner: Tuner = tuner_cls(self.model, name, copy.deepcopy(config), method)
         tuner.comes_from_file = comes_from_file
-        return tuner, tuner.build(**build)
+        with self._unmerged():
+            return tuner, tuner.build(**build)
 
     def insert(self, tuner: Tuner) -> None:
         """Put a prepared adapter into the model; the first one becomes active and freezes the model."""
@@ -170,7 +171,7 @@ class AdaptedModel(nn.Module):
             with shared_weights_apart(self.model):
                 pass  # what has come may be computed from a frozen weight into which another layer has merged
         if self._active:
-            _set_requires_grad(tuner, False)
+            tuner.requires_grad_(False)
         else:
             self.set_adapter(tuner.name)
 
@@ -282,11 +283,11 @@ class AdaptedModel(nn.Module):
         check_together(tuners, layers)
         for name in self._active:
             if name in self.tuners:
-                _set_requires_grad(self.tuners[name], False)
+                self.tuners[name].requires_grad_(False)
         for layer in layers:
             layer.activate(names)
         for tuner in tuners:
-            _set_requires_grad(tuner, not (inference_mode or tuner.config.inference_mode))
+            tuner.requires_grad_(not (inference_mode or tuner.config.inference_mode))
         self._active = tuple(names)
         self._adding_to_loss = tuple(tuner for tuner in tuners if type(tuner).extra_loss is not Tuner.extra_loss)
 
@@ -347,17 +348,21 @@ class AdaptedModel(nn.Module):
             layer.unmerge()
 
     @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Give the frozen model's own outputs for the time of the block; what is merged is taken out and put back."""
+    def _unmerged(self) -> Iterator[None]:
+        """Take out what is merged for the time of the block, in which the frozen weights may be read."""
         merged = [(layer, layer.merged_adapters) for layer in self.layers() if layer.merged]
-        for layer, _ in reversed(merged):
-            layer.unmerge()
+        self.unmerge_adapter()
         try:
-            with self.call_state.disabled():
-                yield
+            yield
         finally:
             for layer, names in merged:
                 layer.merge_again(names)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Give the frozen model's own outputs for the time of the block; what is merged is taken out and put back."""
+        with self._unmerged(), self.call_state.disabled():
+            yield
 
     def unload(self) -> nn.Module:
         """Take all adapters out and return the user's model as it was."""
@@ -393,8 +398,3 @@ class AdaptedModel(nn.Module):
             for parent, attribute in placement.sites:
                 parent._modules[attribute] = adapter.settle()
         return model
-
-
-def _set_requires_grad(tuner: Tuner, trains: bool) -> None:
-    for parameter in tuner.parameters():
-        parameter.requires_grad_(trains)

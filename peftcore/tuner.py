@@ -124,6 +124,11 @@ class Tuner:
         for module in self.modules():
             yield from parameters_of(module)
 
+    def requires_grad_(self, trains: bool) -> None:
+        """Let the adapter train, or hold it still."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(trains)
+
     def saved_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (what the file's keys start with, module whose state stands under it)."""
         if self.shared is not None:

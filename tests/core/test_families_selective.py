@@ -161,6 +161,18 @@ def test_rows_start_from_the_frozen_weight_while_something_is_merged():
     assert torch.equal(words.emb.auxiliary["b"].trainable_tokens_delta, table[[5, 2]])
 
 
+def test_rows_start_from_the_frozen_weight_while_a_change_of_it_is_merged():
+    words = Words()
+    table = words.emb.weight.detach().clone()
+    model = get_peft_model(words, PlainConfig(target_modules=["emb"]), "a")
+    stir(model)
+    model.merge_adapter()
+    merged = words.emb.weight.detach().clone()
+    model.add_adapter("b", PlainConfig(target_modules=["lin"], trainable_token_indices=[5, 2]))
+    same(words.emb.auxiliary["b"].trainable_tokens_delta, table[[5, 2]])
+    same(words.emb.weight, merged)
+
+
 def test_tied_rows_have_the_dtype_of_the_rows():
     layer = nn.Embedding(11, 6)
     from peftcore import base_layers

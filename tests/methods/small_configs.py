@@ -24,6 +24,7 @@ LARGEST = 4
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"num_virtual_tokens": 3} for name in ("cartridge", "p_tuning", "prefix_tuning", "prompt_tuning")},
     "adaption_prompt": {"adapter_len": 2, "adapter_layers": 1},
+    "fourierft": {"n_frequency": 4, "scaling": 10.0},  # the default is for a thousand features
     "cpt": {"task_type": "CAUSAL_LM", "cpt_token_ids": [1, 2]},
     "multitask_prompt_tuning": {"num_virtual_tokens": 3},
     "adalora": {"total_step": 10, "r": 8},  # it warns of another r, which it does not use
