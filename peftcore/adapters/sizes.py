@@ -25,6 +25,23 @@ def check_rank(base: BaseLayer, config: LayerConfig, field: str) -> None:
         config.refuse(field, f"{problem}: choose a smaller one{_for_this_layer(config, field)}")
 
 
+def check_subspace(base: BaseLayer, config: LayerConfig, field: str) -> None:
+    """Check that a weight has as many singular values as a rank asks for.
+
+    Args:
+        base: The layer.
+        config: The method's config as it holds for the layer.
+        field: The config's field that has the rank.
+
+    Raises:
+        ConfigError: It has fewer.
+    """
+    most = min(base.matrix_shape)
+    if getattr(config, field) > most:
+        problem = f"{getattr(config, field)} is above the {most} singular values of a {base}"
+        config.refuse(field, f"{problem}: choose at most {most}{_for_this_layer(config, field)}")
+
+
 def check_divisor(base: BaseLayer, config: LayerConfig, field: str) -> None:
     """Check that a length cuts both sizes of a layer's weight into whole pieces.
 

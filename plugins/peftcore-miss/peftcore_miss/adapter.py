@@ -1,0 +1,96 @@
+"""MissAdapter: one matrix, shared by all shards of the input, added to a frozen weight."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.sizes import check_divisor
+from peftcore.adapters.starts import uniform
+from peftcore.base_layers import BaseLayer
+from peftcore_miss.config import MissConfig
+
+
+class MissAdapter(WeightDelta):
+    """Matrix shard sharing on one layer (arXiv 2409.15371); the weight counts as a matrix ``[out, in · kernel]``.
+
+    The parameter ``miss_block`` is D:
+
+    * ``[r, out]``: column j of Δ is row j mod r of D, so that Δ · x is D applied to the sum of the input's shards;
+    * ``[r, mini_r]`` with ``"mini"``: the same, where output i takes column i mod mini_r;
+    * ``[out / r, r, r]`` with ``"bat"``: each r × r block W_pq of the frozen weight becomes W_pq + W_pq · D_p + D_p.
+
+    Stacked experts have one each, ``[experts, …]``.
+
+    Raises:
+        ConfigError: The sizes do not fit the layer, or dropout can't act on it.
+    """
+
+    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
+
+    def __init__(self, base: BaseLayer, config: MissConfig, shared: None = None) -> None:
+        super().__init__(base, config, shared)
+        self.r, self.by_blocks = config.r, config.init_weights == "bat"
+        self.miss_dropout = input_dropout(base, config, "miss_dropout")
+        shape = _shape(base, config)
+        start = uniform(*base.stack_shape, *shape, fan_in=shape[-1]) if config.init_weights is False else None
+        self.miss_block = nn.Parameter(torch.zeros(*base.stack_shape, *shape) if start is None else start)
+
+    @property
+    def depends_on_weight(self) -> bool:  # type: ignore[override]
+        """Whether the form is ``"bat"``."""
+        return self.by_blocks
+
+    def delta_weight(self) -> Tensor:
+        """Return Δ."""
+        if self.by_blocks:
+            return self._blocks()
+        rows, columns = (torch.arange(size, device=self.miss_block.device) for size in self.base.matrix_shape)
+        *_, shard, period = self.miss_block.shape
+        return self.miss_block.mT[..., rows[:, None] % period, columns % shard]
+
+    def _blocks(self) -> Tensor:
+        """Return W_pq · D_p + D_p, put together."""
+        out, into = self.base.matrix_shape
+        stack, r, shared = self.base.stack_shape, self.r, self.miss_block
+        # Row by row of W, the pieces of length r are multiplied: so the weight stays as it lies in memory.
+        pieces = self.base.weight().to(shared).reshape(*stack, out // r, into, r)
+        products = (pieces @ shared).reshape(*stack, out // r, r, into // r, r)
+        return (products + shared.unsqueeze(-2)).reshape(self.base.weight_shape)
+
+    def delta_forward(self, x: Tensor) -> Tensor:
+        """Return Δ · dropout(x); on a linear layer, D applied to the sum of the input's shards."""
+        x = self.miss_dropout(x)
+        if self.by_blocks or self.base.kind != "linear":
+            return super().delta_forward(x)
+        out, into = self.base.matrix_shape
+        padded = nn.functional.pad(x, (0, -into % self.r))
+        shards = padded.reshape(*x.shape[:-1], padded.shape[-1] // self.r, self.r)
+        features = shards.sum(-2) @ self.miss_block
+        return features.tile(out // features.shape[-1])
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r={self.r}"
+
+
+def _shape(base: BaseLayer, config: MissConfig) -> tuple[int, ...]:
+    """Return the shape of D on a layer, or of each expert's.
+
+    Raises:
+        ConfigError: The sizes do not fit.
+    """
+    out, into = base.matrix_shape
+    if config.init_weights == "bat":
+        check_divisor(base, config, "r")
+        return out // config.r, config.r, config.r
+    if config.r > into:
+        config.refuse("r", f"{config.r} is above the {into} inputs of a {base}: choose a smaller one, or exclude it")
+    if config.init_weights != "mini":
+        return config.r, out
+    if out % config.mini_r:
+        config.refuse("mini_r", f"{config.mini_r} does not divide the {out} outputs of a {base}: choose a divisor")
+    return config.r, config.mini_r

@@ -1,0 +1,124 @@
+"""PsoftAdapter: a small rotation in the subspace of a frozen weight's leading singular directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.orthogonal import cayley
+from peftcore.adapters.sizes import check_subspace
+from peftcore.base_layers import BaseLayer
+from peftcore_psoft.config import PsoftConfig
+
+
+class PsoftAdapter(LowRankDelta):
+    """Orthogonal finetuning of one layer in its principal subspace (arXiv 2505.11235).
+
+    Δ = B · (diag(b) · R · diag(a) − I) · A, where B · A is the best approximation of the frozen weight with rank r, and
+    R = (I + Q)·(I − Q)⁻¹ with a skew-symmetric Q, or the start of the series of that.
+    The parameters are ``psoft_R.weight``, Q's upper triangle ``[r(r − 1)/2]``, or R itself ``[r, r]`` where it need not
+    be orthogonal, ``psoft_R.vector_b`` and ``psoft_R.vector_a`` ``[r]``. Stacked experts have their own,
+    ``[experts, …]``.
+    Files do not hold A and B: they are found again from the frozen weight.
+
+    Raises:
+        ConfigError: The rank is above a size of the weight, or dropout can't act on the layer.
+    """
+
+    psoft_A: Tensor
+    psoft_B: Tensor
+
+    def __init__(self, base: BaseLayer, config: PsoftConfig, shared: None = None) -> None:
+        super().__init__(base, config, shared)
+        self.psoft_dropout = input_dropout(base, config, "psoft_dropout")
+        check_subspace(base, config, "r")
+        self.is_orthogonal = config.psoft_orth
+        self.terms = config.num_cayley_neumann_terms if config.use_cayley_neumann else None
+        self.limit = config.cayley_neumann_eps
+        for name, factor in zip("AB", principal_factors(base, config), strict=True):
+            self.register_buffer(f"psoft_{name}", factor, persistent=False)
+        self.psoft_R = nn.ParameterDict(_rotation(base.stack_shape, config))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A, and B · (diag(b) · R · diag(a) − I)."""
+        rotation, held = self.rotation(), self.psoft_R
+        if "vector_b" in held:
+            rotation = held["vector_b"].unsqueeze(-1) * rotation
+        if "vector_a" in held:
+            rotation = rotation * held["vector_a"].unsqueeze(-2)
+        identity = torch.eye(rotation.shape[-1], device=rotation.device, dtype=rotation.dtype)
+        return self.psoft_A, self.psoft_B @ (rotation - identity).to(self.psoft_B)
+
+    def rotation(self) -> Tensor:
+        """Return R ``[r, r]``, in float32 or finer where it is computed."""
+        entries = self.psoft_R["weight"]
+        if not self.is_orthogonal:
+            return entries
+        skew = self._generator(entries.to(torch.promote_types(entries.dtype, torch.float32)))
+        if self.terms is None:
+            return cayley(skew)
+        if self.limit is not None:
+            norms = torch.linalg.matrix_norm(skew, keepdim=True)
+            skew = skew * (self.limit / norms.clamp(min=self.limit))
+        return _cayley_series(skew, self.terms)
+
+    def _generator(self, entries: Tensor) -> Tensor:
+        size = self.psoft_A.shape[-2]
+        rows, columns = torch.triu_indices(size, size, 1, device=entries.device)
+        upper = torch.zeros(*entries.shape[:-1], size, size, device=entries.device, dtype=entries.dtype)
+        upper[..., rows, columns] = entries
+        return upper - upper.mT
+
+    def delta_forward(self, x: Tensor) -> Tensor:
+        """Return Δ · dropout(x)."""
+        return super().delta_forward(self.psoft_dropout(x))
+
+
+def principal_factors(base: BaseLayer, config: PsoftConfig) -> tuple[Tensor, Tensor]:
+    """Return A ``[r, in · kernel]`` and B ``[out, r]``, whose product is the best approximation of a frozen weight.
+
+    R's entries in a file mean something only for the singular vectors, signs included, for which they were trained.
+    So these must be found by the very same decomposition each time.
+    """
+    out, into = base.matrix_shape
+    weight, r = base.weight().detach(), config.r
+    if weight.is_meta or torch.empty(0).is_meta:
+        return tuple(torch.empty(*base.stack_shape, *shape, device="meta") for shape in ((r, into), (out, r)))  # type: ignore[return-value]
+    weight = weight.reshape(*base.stack_shape, out, into).to(torch.promote_types(weight.dtype, torch.float32))
+    if config.psoft_svd == "full":
+        u, values, v = torch.linalg.svd(weight, full_matrices=False)
+        u, values, v = u[..., :r], values[..., :r], v[..., :r, :]
+    else:
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+            torch.manual_seed(config.random_seed)
+            u, values, v = torch.svd_lowrank(weight, q=r, niter=config.psoft_svd_lowrank_niter)
+        v = v.mT
+    if config.ab_svd_init == "psoft_init":
+        return v.contiguous(), u * values.unsqueeze(-2)
+    roots = values.sqrt()
+    return roots.unsqueeze(-1) * v, u * roots.unsqueeze(-2)
+
+
+def _rotation(stack: tuple[int, ...], config: PsoftConfig) -> dict[str, Any]:
+    """Return what trains, as it starts."""
+    r = config.r
+    start = torch.zeros(*stack, r * (r - 1) // 2) if config.psoft_orth else torch.eye(r).repeat(*stack, 1, 1)
+    if not config.init_weights:
+        start = start + torch.randn_like(start) / 10
+    scaled = {"vector_b": config.psoft_mag_b, "vector_a": config.psoft_mag_a}
+    return {"weight": start, **{name: torch.ones(*stack, r) for name, trains in scaled.items() if trains}}
+
+
+def _cayley_series(skew: Tensor, terms: int) -> Tensor:
+    """Return (I + Q)·(I + Q + Q² + …), cut off as HF PEFT's files need it."""
+    identity = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
+    if terms < 3:
+        return identity + 2 * (terms - 1) * skew
+    inverse = identity
+    for _ in range(max(terms, 4) - 2):
+        inverse = identity + skew @ inverse
+    return inverse + skew @ inverse
