@@ -72,10 +72,8 @@ class AdaptedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's model; what active methods add to its loss is in the output's ``loss``, if it has one."""
-        if self.prompt_encoder is None:
-            output = self.model(*args, **kwargs)
-        else:
-            output = self.prompt_encoder.call(self._active, args, kwargs)
+        prompts = self.prompt_encoder
+        output = self.model(*args, **kwargs) if prompts is None else prompts.call(self._active, args, kwargs)
         if self._adding_to_loss and self.call_state.enabled:
             add_to_loss(output, self._adding_to_loss)
         return output
@@ -351,7 +349,8 @@ class AdaptedModel(nn.Module):
     def _unmerged(self) -> Iterator[None]:
         """Take out what is merged for the time of the block, in which the frozen weights may be read."""
         merged = [(layer, layer.merged_adapters) for layer in self.layers() if layer.merged]
-        self.unmerge_adapter()
+        for layer, _ in reversed(merged):
+            layer.unmerge()
         try:
             yield
         finally:
