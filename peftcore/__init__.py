@@ -5,8 +5,10 @@ that what needs no torch (:mod:`peftcore.catalog`, most of the command line) sta
 Names that are not there are looked up in the installed plugins (see :mod:`peftcore.exports`).
 """
 
+import gc
 import importlib
 import importlib.util
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,12 +23,23 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if importlib.util.find_spec(f"{__name__}.{name}") is not None:
         return importlib.import_module(f"{__name__}.{name}")
-    public = importlib.import_module(f"{__name__}.public")
+    public = _import_public()
     if name == "__all__" or name in public.__all__:
         return globals().setdefault(name, getattr(public, name))
     from peftcore.exports import find_export
 
     return find_export(name)
+
+
+def _import_public() -> ModuleType:
+    """Import the public names, the collector held off: amid this it would walk all that torch has made, to no end."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(f"{__name__}.public")
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 
 from peftcore.exceptions import TaskError
@@ -250,6 +249,7 @@ def _need_transformers_5(what: str) -> None:
         TaskError: The version is older.
     """
     import transformers
+    from packaging.version import Version  # takes twice as long to import as all of the core
 
     if Version(transformers.__version__) < Version("5"):
         raise TaskError(f"generate() needs transformers 5 for {what}; {transformers.__version__} is installed.")
