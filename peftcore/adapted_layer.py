@@ -79,6 +79,9 @@ class AdaptedLayer(nn.Module):
 
     def parts(self, name: str) -> tuple[Adapter, ...]:
         """Return what an adapter has on this layer, in the order in which it acts; nothing for an unknown name."""
+        if len(self._modules) == 2:  # the base layer and the methods' parts, as on nearly every layer
+            own: Any = self._modules["adapters"]._modules.get(name)  # type: ignore[union-attr]
+            return () if own is None else (own,)
         parts: list[Any] = [store._modules[name] for store in self._stores() if name in store._modules]
         if len(parts) > 1:
             parts.sort(key=lambda part: not part.acts_first)
