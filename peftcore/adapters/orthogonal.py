@@ -99,6 +99,40 @@ def cayley(skew: Tensor) -> Tensor:
     return torch.linalg.solve(identity - skew, identity + skew)
 
 
+def cayley_series(skew: Tensor, terms: int) -> Tensor:
+    """Return the start of the series of :func:`cayley`, (I + Q)·(I + Q + Q² + …), which takes no inverse.
+
+    Args:
+        skew: Q, ``[..., b, b]``.
+        terms: Where it is cut off, counted as HF PEFT's files need it.
+    """
+    coefficients = [1.0, 2.0][:terms] if terms < 3 else [1.0, *[2.0] * (max(terms, 4) - 2), 1.0]
+    identity = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
+    total = coefficients[-1] * identity.expand_as(skew)
+    for coefficient in coefficients[-2::-1]:  # Horner's rule
+        total = total @ skew + coefficient * identity
+    return total
+
+
+def skew_symmetric(entries: Tensor, size: int, limit: float | None = None) -> Tensor:
+    """Return skew-symmetric matrices ``[..., size, size]``, in float32 or finer.
+
+    Args:
+        entries: Their upper triangles, row by row, ``[..., size · (size - 1) / 2]``.
+        size: Their side.
+        limit: The largest Frobenius norm; longer ones are made as long as that. None for none.
+    """
+    wide = torch.promote_types(entries.dtype, torch.float32)
+    upper = torch.zeros(*entries.shape[:-1], size, size, device=entries.device, dtype=wide)
+    rows, columns = torch.triu_indices(size, size, 1, device=entries.device)
+    upper[..., rows, columns] = entries.to(wide)
+    skew = upper - upper.mT
+    if limit is None:
+        return skew
+    norms = torch.linalg.matrix_norm(skew, keepdim=True)
+    return skew * (limit / norms.clamp(min=limit))
+
+
 def turn_blocks(vectors: Tensor, blocks: Tensor, back: bool) -> Tensor:
     """Multiply vectors by the block-diagonal matrix of blocks, or by its transpose.
 

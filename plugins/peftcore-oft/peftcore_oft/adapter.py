@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.orthogonal import OrthogonalTransform, block_layout, cayley, turn_blocks
+from peftcore.adapters.orthogonal import (
+    OrthogonalTransform,
+    block_layout,
+    cayley,
+    cayley_series,
+    skew_symmetric,
+    turn_blocks,
+)
 from peftcore.base_layers import BaseLayer
 from peftcore_oft.config import OFTConfig
 
@@ -30,7 +37,7 @@ class OFTAdapter(OrthogonalTransform):
         self.block_dropout = config.module_dropout
         held = 1 if config.block_share else self.blocks
         self.limit = config.eps / math.sqrt(held) if config.coft else None
-        self.series = _series(config.num_cayley_neumann_terms) if config.use_cayley_neumann else None
+        self.terms = config.num_cayley_neumann_terms if config.use_cayley_neumann else None
         entries = torch.zeros(held, self.size * (self.size - 1) // 2)
         if not config.init_weights:
             entries.normal_(std=0.1)
@@ -39,39 +46,14 @@ class OFTAdapter(OrthogonalTransform):
 
     def factors(self) -> Tensor:
         """Return the blocks, ``[blocks, b, b]``."""
-        skew = self._generators()
-        blocks = cayley(skew) if self.series is None else _polynomial(-skew, self.series)
+        entries: Tensor = self._modules[self._name].weight  # type: ignore[union-attr, assignment]
+        skew = skew_symmetric(entries, self.size, self.limit)
+        blocks = cayley(skew) if self.terms is None else cayley_series(-skew, self.terms)
         return blocks.expand(self.blocks, -1, -1)
 
     def turn(self, vectors: Tensor, factors: Tensor, back: bool) -> Tensor:
         """Turn each block of features."""
         return turn_blocks(vectors, factors, back)
 
-    def _generators(self) -> Tensor:
-        entries: Tensor = self._modules[self._name].weight  # type: ignore[union-attr, assignment]
-        wide = torch.promote_types(entries.dtype, torch.float32)
-        upper = torch.zeros(len(entries), self.size, self.size, device=entries.device, dtype=wide)
-        rows, columns = torch.triu_indices(self.size, self.size, 1, device=entries.device)
-        upper[:, rows, columns] = entries.to(wide)
-        skew = upper - upper.mT
-        if self.limit is None:
-            return skew
-        norms = torch.linalg.matrix_norm(skew, keepdim=True)
-        return skew * (self.limit / norms.clamp(min=self.limit))
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, blocks={self.blocks}, size={self.size}"
-
-
-def _series(terms: int) -> list[float]:
-    """Return the coefficients of (I + Q)·(I + Q + Q² + …), cut off as HF PEFT's files need it."""
-    return [1.0, 2.0][:terms] if terms < 3 else [1.0, *[2.0] * (max(terms, 4) - 2), 1.0]
-
-
-def _polynomial(matrices: Tensor, coefficients: list[float]) -> Tensor:
-    """Evaluate a polynomial of matrices ``[..., b, b]`` by Horner's rule."""
-    identity = torch.eye(matrices.shape[-1], device=matrices.device, dtype=matrices.dtype)
-    total = coefficients[-1] * identity.expand_as(matrices)
-    for coefficient in coefficients[-2::-1]:
-        total = total @ matrices + coefficient * identity
-    return total

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
-from peftcore.adapters.orthogonal import cayley
+from peftcore.adapters.orthogonal import cayley, cayley_series, skew_symmetric
 from peftcore.adapters.sizes import check_subspace
 from peftcore.base_layers import BaseLayer
 from peftcore_psoft.config import PsoftConfig
@@ -58,20 +58,9 @@ class PsoftAdapter(LowRankDelta):
         entries = self.psoft_R["weight"]
         if not self.is_orthogonal:
             return entries
-        skew = self._generator(entries.to(torch.promote_types(entries.dtype, torch.float32)))
         if self.terms is None:
-            return cayley(skew)
-        if self.limit is not None:
-            norms = torch.linalg.matrix_norm(skew, keepdim=True)
-            skew = skew * (self.limit / norms.clamp(min=self.limit))
-        return _cayley_series(skew, self.terms)
-
-    def _generator(self, entries: Tensor) -> Tensor:
-        size = self.psoft_A.shape[-2]
-        rows, columns = torch.triu_indices(size, size, 1, device=entries.device)
-        upper = torch.zeros(*entries.shape[:-1], size, size, device=entries.device, dtype=entries.dtype)
-        upper[..., rows, columns] = entries
-        return upper - upper.mT
+            return cayley(skew_symmetric(entries, self.psoft_A.shape[-2]))
+        return cayley_series(skew_symmetric(entries, self.psoft_A.shape[-2], self.limit), self.terms)
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return Δ · dropout(x)."""
@@ -111,14 +100,3 @@ def _rotation(stack: tuple[int, ...], config: PsoftConfig) -> dict[str, Any]:
         start = start + torch.randn_like(start) / 10
     scaled = {"vector_b": config.psoft_mag_b, "vector_a": config.psoft_mag_a}
     return {"weight": start, **{name: torch.ones(*stack, r) for name, trains in scaled.items() if trains}}
-
-
-def _cayley_series(skew: Tensor, terms: int) -> Tensor:
-    """Return (I + Q)·(I + Q + Q² + …), cut off as HF PEFT's files need it."""
-    identity = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
-    if terms < 3:
-        return identity + 2 * (terms - 1) * skew
-    inverse = identity
-    for _ in range(max(terms, 4) - 2):
-        inverse = identity + skew @ inverse
-    return inverse + skew @ inverse
