@@ -1,7 +1,9 @@
-"""Sets up a development environment in .venv and runs one of the README's two commands in it.
+"""Sets up a development environment in .venv and runs one of these commands in it.
 
     python3 tools/dev.py quickstart           fine-tune a real model (examples/quickstart.py)
     python3 tools/dev.py test [ARGUMENTS]     every check and test; ARGUMENTS go to pytest
+    python3 tools/dev.py site                 build the documentation into site/
+    python3 tools/dev.py site serve           show it in a browser, and again whenever a page changes
 
 Needs Python 3.10 or later, with its standard library alone. A second run re-uses the environment.
 """
@@ -22,6 +24,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "peftcore-setup"
 REQUIREMENTS = ROOT / "requirements-dev.txt"
+SITE_REQUIREMENTS = ROOT / "docs" / "requirements.txt"
 EXAMPLE_REQUIREMENTS = ROOT / "examples" / "requirements.txt"
 
 
@@ -58,7 +61,12 @@ def plugins() -> "list[Path]":
 
 def fingerprint() -> str:
     """Changes whenever the environment has to be installed anew."""
-    sources = [REQUIREMENTS, ROOT / "pyproject.toml", *(plugin / "pyproject.toml" for plugin in plugins())]
+    sources = [
+        REQUIREMENTS,
+        SITE_REQUIREMENTS,
+        ROOT / "pyproject.toml",
+        *(plugin / "pyproject.toml" for plugin in plugins()),
+    ]
     return hashlib.sha256(b"\0".join(str(path).encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
@@ -68,7 +76,7 @@ def set_up() -> None:
         return
     create_venv()
     pip_install("pip>=23")  # older ones know no editable installs without setup.py
-    pip_install("-r", REQUIREMENTS)
+    pip_install("-r", REQUIREMENTS, "-r", SITE_REQUIREMENTS)
     # One call, so that pip finds each distribution's dependencies on the others here and not on an index.
     editable = [argument for path in (ROOT, *plugins()) for argument in ("--editable", path)]
     pip_install("--no-build-isolation", "--constraint", REQUIREMENTS, *editable)
@@ -80,16 +88,22 @@ def quickstart(*arguments: str) -> None:
     python("examples/quickstart.py", *arguments)
 
 
+def site(*arguments: str) -> None:
+    # The variable silences what the theme advertises at each start.
+    python("-m", "mkdocs", *(arguments or ("build", "--strict")), NO_MKDOCS_2_WARNING="1")
+
+
 def test(*arguments: str) -> None:
     for script in sorted(ROOT.glob("tools/generate_*.py")):
         python(script.relative_to(ROOT), "--check")
     python("-m", "ruff", "check")
     python("-m", "ruff", "format", "--check")
     python("-m", "mypy")
+    site()
     python("-m", "pytest", "-n", "2", "--dist", "loadgroup", *arguments, OMP_NUM_THREADS="1")
 
 
-COMMANDS = {"quickstart": quickstart, "test": test}
+COMMANDS = {"quickstart": quickstart, "test": test, "site": site}
 
 
 def main(arguments: "list[str]") -> None:

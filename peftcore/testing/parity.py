@@ -248,11 +248,13 @@ class ParityTests:
     # --------------------------------------------------------------------------------------------- checks
 
     def test_what_is_written_here_acts_the_same_there(self, libraries: Libraries, tmp_path: Path) -> None:
+        """An adapter saved here and loaded there gives the same output; merged too, if it can be."""
         ours = libraries.ours()
         save(ours, tmp_path)
         self.check_same(libraries, ours, libraries.load_there(tmp_path))
 
     def test_what_is_written_there_acts_the_same_here(self, libraries: Libraries, tmp_path: Path) -> None:
+        """An adapter saved there gives the same output here, and saved again its file holds the same tensors."""
         theirs = libraries.theirs()
         there = save(theirs, tmp_path / "there")
         ours = libraries.load_here(tmp_path / "there")
@@ -264,15 +266,18 @@ class ParityTests:
         self.check_same(libraries, theirs, ours)
 
     def test_what_is_written_there_is_taken_as_it_is(self, libraries: Libraries, tmp_path: Path) -> None:
+        """A file from there goes into an adapter on the meta device, so no tensor is missing in it."""
         theirs = libraries.theirs()
         save(theirs, tmp_path)
         ours = libraries.load_here(tmp_path, low_cpu_mem_usage=True)
         self.check_same_output(libraries, theirs, ours)
 
     def test_a_state_of_theirs_goes_into_an_adapter_of_ours(self, libraries: Libraries) -> None:
+        """The state of an adapter in a model there goes into one here, without a file."""
         theirs, ours = libraries.theirs(), libraries.ours()
         peftcore.set_peft_model_state_dict(ours, their_state(theirs))
         self.check_same_output(libraries, theirs, ours)
 
     def test_both_start_from_one_distribution(self, start: Libraries) -> None:
+        """New adapters of both libraries start from one distribution, tensor by tensor."""
         check_same_distribution(*start.new_states())
