@@ -9,7 +9,21 @@ from types import ModuleType
 
 import torch
 
-from benchmarks import imports, injection, loading, report, state_dicts, switching, training
+from benchmarks import (
+    imports,
+    inference,
+    injection,
+    loading,
+    merging,
+    methods,
+    mixed_batches,
+    report,
+    saving,
+    state_dicts,
+    store,
+    switching,
+    training,
+)
 from benchmarks.pairs import elapsed
 
 #: The subjects by the names they are asked for, in the order in which they run.
@@ -18,8 +32,14 @@ SUBJECTS: dict[str, ModuleType] = {
     "injection": injection,
     "state-dict": state_dicts,
     "loading": loading,
+    "saving": saving,
+    "store": store,
     "training": training,
+    "inference": inference,
+    "mixed-batches": mixed_batches,
     "switching": switching,
+    "methods": methods,
+    "merging": merging,
 }
 
 

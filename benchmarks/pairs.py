@@ -144,8 +144,21 @@ class Table:
     caption: str = ""
 
     def markdown(self) -> str:
+        """Return the table in markdown."""
+        return Grid(HEADER, [row.cells() for row in self.rows], self.caption).markdown()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows of texts under a header and a caption, for what compares in another way than :class:`Table` does."""
+
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def markdown(self) -> str:
         """Return the table in markdown, its columns aligned so that it also reads well on a terminal."""
-        lines = [list(HEADER), *(row.cells() for row in self.rows)]
+        lines = [self.header, *self.lines]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         rule = ["-" * width for width in widths]
         padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]

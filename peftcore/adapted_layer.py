@@ -7,22 +7,23 @@ What acts together, and how, is said in :mod:`peftcore.composition`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from peftcore.adapters.base import Adapter, AdapterDict
 from peftcore.adapters.delta import WeightDelta
 from peftcore.adapters.selective import Selective
 from peftcore.base_layers.base import BaseLayer
-from peftcore.batches import batch_size, check_separable, first_tensor, join_rows, repeat_row, take_rows
-from peftcore.call_state import BASE, CallState, Group, Rows
-from peftcore.composition import fold, run, run_delta_rows, run_deltas
+from peftcore.call_state import BASE, CallState, Rows
+from peftcore.composition import fold, run, run_deltas
 from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError
 from peftcore.merging import MergedWeight, check_finite, check_mergeable, stored_weight
+from peftcore.row_groups import run_rows
+from peftcore.stacking import Stacks
 
 #: Where the parts of an adapter on one layer are, in the order in which they act: its method's; what repeats rows that
 #: train on another layer; what else trains beside the method.
@@ -58,11 +59,13 @@ class AdaptedLayer(nn.Module):
     keeps_weight_apart: bool = False
     #: What is needed to take out again what is merged; None if nothing is.
     _merging: MergedWeight | None = None
+    #: What mixed batches keep stacked; None until there has been one.
+    _stacks: Stacks | None
 
     def __init__(self, base: BaseLayer, call_state: CallState) -> None:
         super().__init__()
         # Not by attribute: this runs for every layer that is adapted, and nn.Module's attributes are slow to set.
-        self.__dict__.update(base=base, call_state=call_state)
+        self.__dict__.update(base=base, call_state=call_state, _stacks=None)
         self._modules.update(base_layer=base.layer, adapters=AdapterDict())
 
     @property
@@ -98,8 +101,9 @@ class AdaptedLayer(nn.Module):
     def place(self, name: str, adapter: Adapter, *, auxiliary: bool = False) -> None:
         """Put a part of an adapter on this layer; it acts once it is active."""
         kind = "adapters" if not auxiliary else "repeated" if adapter.repeats_another else "auxiliary"
-        store = self._modules.setdefault(kind, AdapterDict())
-        assert isinstance(store, AdapterDict)
+        store = self._modules.get(kind)
+        if not isinstance(store, AdapterDict):
+            store = self._modules[kind] = AdapterDict()
         merged = self._merged
         if adapter.depends_on_weight and merged:
             self.unmerge()
@@ -124,6 +128,7 @@ class AdaptedLayer(nn.Module):
         others = [merged for merged in self._merged if merged != name]
         if name in self._merged:
             self.unmerge()
+        self.__dict__["_stacks"] = None  # its weights may be among them
         for store in self._stores():
             if name in store:
                 del store[name]
@@ -212,39 +217,20 @@ class AdaptedLayer(nn.Module):
         if not self._acting:
             return self.base.forward(*args, **kwargs)
         if self._only_deltas:
-            return run_deltas(self.base, self._acting, args, kwargs)
+            return run_deltas(self.base, self._acting, args, kwargs)  # type: ignore[arg-type]
         return run(self.base, self._acting, args, kwargs)
 
     # --------------------------------------------------------------------------------------- mixed batches
 
     def _forward_rows(self, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if rows.stands_for_all(first_tensor(args, kwargs), self.base.batch_dim):
-            if not any(self.parts(name) for name in rows.names):
-                return self.base.forward(*args, **kwargs)
-            args, kwargs = repeat_row((args, kwargs), rows.size, self.base.batch_dim)
-        batch = batch_size(self.base.batch_dim, args, kwargs)
-        groups = rows.groups(batch, first_tensor(args, kwargs).device)
-        chosen = [self._parts_of(group) for group in groups]
-        if all(self._are_deltas(parts) for parts in chosen):
-            return run_delta_rows(self.base, zip(groups, chosen, strict=True), args, kwargs)
-        frozen = None
-        if len(groups) > 1 and all(part.keeps_inputs for parts in chosen for part in parts):
-            frozen = self.base.forward(*args, **kwargs)
-        elif len(groups) > 1:
-            check_separable(args, kwargs)
-        outputs = []
-        for group, parts in zip(groups, chosen, strict=True):
-            given = take_rows((args, kwargs, frozen), group.index, batch, self.base.batch_dim)
-            # What the layer holds inside (an attention's projections) is asked for this group's adapter alone.
-            with self.call_state.assigned(Rows.all_for(group.name)):
-                outputs.append(run(self.base, parts, *given))
-        if len(outputs) == 1:
-            return outputs[0]
-        indices = [group.index for group in groups if group.index is not None]
-        return join_rows(outputs, torch.cat(indices).argsort(), [len(index) for index in indices], self.base.batch_dim)
+        stacks = self._stacks
+        if stacks is None:
+            stacks = self.__dict__["_stacks"] = Stacks()
+        return run_rows(self.base, self.parts, self.call_state, rows, stacks, args, kwargs)
 
-    def _parts_of(self, group: Group) -> tuple[Adapter, ...]:
-        return () if group.name == BASE else self.parts(group.name)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.__dict__["_stacks"] = None  # what is moved or cast leaves no copy behind
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     # -------------------------------------------------------------------------------------------- merging
 
@@ -369,7 +355,7 @@ class AdaptedLayer(nn.Module):
                     f"Another module reads the weights of a {type(self.base_layer).__name__} and never calls it, so "
                     "its rows can't have different adapters. Adapt the module that holds it instead."
                 )
-            parts = () if rows.only is None else self._parts_of(Group(rows.only, None))
+            parts = () if rows.only in (None, BASE) else self.parts(rows.only)
         for part in parts:
             if isinstance(part, Selective) and part.replaces_layer:
                 return part.acting(name)

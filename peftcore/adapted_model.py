@@ -17,7 +17,7 @@ from peftcore.adapted_layer import AdaptedLayer
 from peftcore.adapters.selective import Selective
 from peftcore.building import parameters_of, paused_collector
 from peftcore.call_state import BASE, CallState
-from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys, with_prefix
+from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys, saved_tensors, with_prefix
 from peftcore.compatibility import check_together
 from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, NotMergeableError
@@ -55,8 +55,8 @@ class AdaptedModel(nn.Module):
         self._active: tuple[str, ...] = ()
         #: Tuners of active adapters that add to the task's loss.
         self._adding_to_loss: tuple[Tuner, ...] = ()
-        #: All adapted layers, gathered when they are first asked for after a change.
-        self._all_layers: tuple[AdaptedLayer, ...] | None = None
+        #: All adapted layers, in the order in which they came; the values mean nothing.
+        self._layers: dict[AdaptedLayer, None] = {}
         #: Lets virtual tokens take part in calls; None without an adapter that has any.
         self.prompt_encoder: Prompting | None = None
         #: Parameters of the user's model that trained before it was adapted.
@@ -161,7 +161,7 @@ class AdaptedModel(nn.Module):
             self._freeze()
         tuner.insert(self.call_state)
         self.tuners[tuner.name] = tuner
-        self._all_layers = None
+        self._layers.update((placement.layer, None) for placement in tuner.placements)
         if isinstance(tuner, PromptTuner):
             self.prompt_encoder = self.prompt_encoder or Prompting(self.model, self.call_state)
             self.prompt_encoder.add(tuner.name, tuner.encoder)
@@ -211,9 +211,10 @@ class AdaptedModel(nn.Module):
         )
         state = rename_keys(state, key_mapping or {}, tuner.layer_prefix)
         state = registry.convert_checkpoint(tuner.method.name, state, tuner.config, source) or state
+        places = saved_tensors(tuner)
         report = load_adapter_state(
             tuner,
-            take_what_was_written_along(tuner, with_prefix(state, tuner)),
+            take_what_was_written_along(tuner, with_prefix(state, tuner, places), places),
             strict=strict,
             assign=low_cpu_mem_usage,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -231,17 +232,20 @@ class AdaptedModel(nn.Module):
         tuner = self.tuner(adapter_name)
         self._remove(tuner)
         del self.tuners[adapter_name]
-        self._all_layers = None
         remaining = [active for active in self._active if active != adapter_name]
-        self._active = tuple(remaining)
+        was_active, self._active = adapter_name in self._active, tuple(remaining)
         self._adding_to_loss = tuple(other for other in self._adding_to_loss if other is not tuner)
         if not self.tuners:
             self._thaw()
-        elif not remaining:
+        elif was_active and not remaining:
             self.set_adapter(next(iter(self.tuners)))
 
     def _remove(self, tuner: Tuner) -> None:
+        layers = [placement.layer for placement in tuner.placements]
         tuner.remove()
+        for layer in layers:
+            if layer.is_bare():
+                self._layers.pop(layer, None)
         if self.prompt_encoder is not None and not self.prompt_encoder.without(tuner.name):
             self.prompt_encoder = None
 
@@ -298,10 +302,8 @@ class AdaptedModel(nn.Module):
         return list(layers.values())
 
     def layers(self) -> tuple[AdaptedLayer, ...]:
-        """Return all adapted layers."""
-        if self._all_layers is None:
-            self._all_layers = tuple(self._layers_of(self.tuners))
-        return self._all_layers
+        """Return all adapted layers, in the order in which they came."""
+        return tuple(self._layers)
 
     def placements(self) -> Iterator[tuple[str, Placement]]:
         """Yield (adapter's name, part) for every part of every adapter."""
@@ -369,7 +371,6 @@ class AdaptedModel(nn.Module):
         self._active = self._adding_to_loss = ()
         for name in list(self.tuners):
             self._remove(self.tuners.pop(name))
-        self._all_layers = None
         self._thaw()
         return self.model
 

@@ -11,11 +11,6 @@ from torch import Tensor
 from peftcore.exceptions import MixedBatchError
 
 
-def batch_size(batch_dim: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Return how many rows a layer is called with: the size of its first tensor along the batch's dimension."""
-    return first_tensor(args, kwargs).shape[batch_dim]
-
-
 def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """Return the first tensor that a layer is called with."""
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

@@ -7,11 +7,12 @@ layers when a call fails.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,11 +29,107 @@ class Group:
 
     Attributes:
         name: The adapter, or ``"__base__"``.
-        index: The rows, ``[rows]`` of int64; None means all of them.
+        rows: Their numbers, ascending; None means all of them.
+        device: Where :attr:`index` is.
     """
 
     name: str
-    index: Tensor | None
+    rows: Sequence[int] | None = None
+    device: torch.device | None = None
+
+    @functools.cached_property
+    def index(self) -> Tensor | None:
+        """The rows, ``[rows]`` of int64; None means all of them."""
+        return None if self.rows is None else torch.tensor(self.rows, device=self.device)
+
+    @functools.cached_property
+    def span(self) -> slice | None:
+        """The rows as a slice, where one follows the other."""
+        if self.rows is None:
+            return slice(None)
+        first, last = self.rows[0], self.rows[-1]
+        return slice(first, last + 1) if last - first + 1 == len(self.rows) else None
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """Return these rows of a tensor that has all rows in front; a view where that is possible."""
+        if self.span is not None:
+            return x[self.span]
+        assert self.index is not None
+        return x.index_select(0, self.index)
+
+
+class Places(NamedTuple):
+    """Where the rows of several adapters lie when they are stacked, each adapter with as many places as the largest.
+
+    Attributes:
+        each: Places of one adapter.
+        slots: Which of the adapters each row has, ``[rows]``, for the rows that have any of them.
+        rows: These rows, ``[rows]``, ascending; None if they are all.
+        places: Where each of these rows lies, ``[rows]``; None if row after row.
+        sources: Which row lies at each place, ``[adapters · each]``, a row more than once where an adapter has fewer;
+            None if row after row.
+    """
+
+    each: int
+    slots: Tensor
+    rows: Tensor | None
+    places: Tensor | None
+    sources: Tensor | None
+
+    @classmethod
+    def of(cls, members: Sequence[Sequence[int]], size: int, device: torch.device) -> Places:
+        """Return the places of the rows of some adapters, given adapter by adapter, in a batch of ``size`` rows."""
+        each = max(len(rows) for rows in members)
+        sources = [row for rows in members for row in (*rows, *[rows[0]] * (each - len(rows)))]
+        lying = {
+            row: (slot, slot * each + number) for slot, rows in enumerate(members) for number, row in enumerate(rows)
+        }
+        taking_part = sorted(lying)
+        in_order = sources == list(range(size))
+
+        def indices(numbers: Sequence[int], unless: bool) -> Tensor | None:
+            return None if unless else torch.tensor(numbers, device=device)
+
+        return cls(
+            each,
+            torch.tensor([lying[row][0] for row in taking_part], device=device),
+            indices(taking_part, len(taking_part) == size),
+            indices([lying[row][1] for row in taking_part], in_order),
+            indices(sources, in_order),
+        )
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """Return the rows ``[batch, …, features]`` at their places, as ``[adapters, positions, features]``."""
+        arranged = x if self.sources is None else x.index_select(0, self.sources)
+        return arranged.reshape(len(arranged) // self.each, -1, x.shape[-1])
+
+    @property
+    def in_order(self) -> bool:
+        """Whether row after row lies at place after place."""
+        return self.sources is None
+
+    def add(self, output: Tensor, changes: Tensor, scaling: float, *, owned: bool) -> Tensor:
+        """Add to rows what lies at their places, ``[adapters · each, …]``, multiplied by a number.
+
+        Args:
+            output: The rows, ``[batch, …]``.
+            changes: What is added.
+            scaling: The number.
+            owned: Whether the output may be written to.
+        """
+        changes = changes if self.places is None else changes.index_select(0, self.places)
+        if self.rows is None:
+            return (output.add_ if owned else output.add)(changes, alpha=scaling)
+        return (output.index_add_ if owned else output.index_add)(0, self.rows, changes, alpha=scaling)
+
+    def spread(self, vectors: Tensor, size: int, fill: float) -> Tensor:
+        """Return for each of ``size`` rows its adapter's vector of ``[adapters, features]``, for others a constant."""
+        found = vectors.index_select(0, self.slots)
+        return (
+            found
+            if self.rows is None
+            else vectors.new_full((size, vectors.shape[1]), fill).index_copy(0, self.rows, found)
+        )
 
 
 class Rows:
@@ -46,13 +143,16 @@ class Rows:
     def __init__(self, names: Sequence[str], *, repeated: bool = False) -> None:
         self.names = tuple(names)
         self.repeated = repeated
+        #: The different names among them, sorted.
+        self.different = tuple(sorted(set(self.names)))
         #: The adapter that every row asks for, however many a layer sees; None if they are to be told apart.
-        self.only = self.names[0] if len(set(self.names)) == 1 else None
+        self.only = self.names[0] if len(self.different) == 1 else None
         #: How many consecutive entries of a layer's input may stand for one row.
         self.multiples = frozenset({1})
         #: How many rows the model's batch has; 0 if its arguments leave that open.
         self.size = len(self.names)
         self._groups: dict[tuple[int, torch.device], tuple[Group, ...]] = {}
+        self._places: dict[tuple[int, torch.device, tuple[str, ...]], Places] = {}
 
     @classmethod
     def all_for(cls, name: str) -> Rows:
@@ -105,13 +205,32 @@ class Rows:
             MixedBatchError: The layer sees a number of rows that the batch does not explain.
         """
         if self.only is not None:
-            return (Group(self.only, None),)
+            return (Group(self.only),)
         key = (size, device)
         if key not in self._groups:
             self._groups[key] = self._make_groups(size, device)
         return self._groups[key]
 
+    def places(self, size: int, device: torch.device, names: tuple[str, ...]) -> Places:
+        """Return where the rows of some adapters lie when these are stacked; made once, for all layers alike.
+
+        Args:
+            size: How many rows the layer sees.
+            device: Where its input is.
+            names: The adapters that are stacked, which all have rows.
+        """
+        key = (size, device, names)
+        if key not in self._places:
+            members = self._members(size)
+            self._places[key] = Places.of([members[name] for name in names], size, device)
+        return self._places[key]
+
     def _make_groups(self, size: int, device: torch.device) -> tuple[Group, ...]:
+        members = self._members(size)
+        # By name, so that what is kept for a layer's groups does not depend on the order of the rows.
+        return tuple(Group(name, members[name], device) for name in self.different)
+
+    def _members(self, size: int) -> dict[str, list[int]]:
         multiple, rest = divmod(size, len(self.names)) if self.names else (0, 1)
         if rest or multiple not in self.multiples:
             raise MixedBatchError(
@@ -121,7 +240,7 @@ class Rows:
         members: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):
             members.setdefault(name, []).extend(range(row * multiple, (row + 1) * multiple))
-        return tuple(Group(name, torch.tensor(rows, device=device)) for name, rows in members.items())
+        return members
 
 
 def _first_differentiable(output: Any) -> Tensor | None:

@@ -6,6 +6,11 @@ A plugin is a distribution with entry points in the group ``peftcore``, one per 
     c3a = "peftcore_c3a"
 
 A distribution that has no method of its own stands in the group ``peftcore.extensions``.
+A method that had another name once, under which files of it are about, says so in ``peftcore.former_names``::
+
+    [project.entry-points."peftcore.former_names"]
+    old = "new"
+
 The functions here are pure, over entry points; :class:`Catalog` keeps what they found until it is refreshed.
 Metadata is read only where an answer needs it, since reading it costs more than listing the entry points.
 """
@@ -28,6 +33,7 @@ from peftcore.exceptions import PeftCoreError, PluginConflictError, PluginDisabl
 
 METHODS_GROUP = "peftcore"
 EXTENSIONS_GROUP = "peftcore.extensions"
+FORMER_NAMES_GROUP = "peftcore.former_names"
 DISABLED_VARIABLE = "PEFTCORE_DISABLED_PLUGINS"
 
 _CORE = "peftcore"
@@ -136,6 +142,8 @@ class Listing:
     extensions: tuple[Claim, ...]
     disabled: tuple[Claim, ...]
     """Methods' and extensions' claims that :data:`DISABLED_VARIABLE` switches off."""
+    former_names: Mapping[str, str]
+    """By a name that a method had once: the name that it has now."""
     findings: tuple[Finding, ...]
 
     def method_claims(self) -> tuple[Claim, ...]:
@@ -169,7 +177,7 @@ def one_per_distribution(claims: Iterable[Claim]) -> tuple[Claim, ...]:
 
 
 def list_plugins(entry_points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Listing:
-    """Sort entry points of both groups into methods, extensions, disabled ones and findings.
+    """Sort entry points into methods, extensions, disabled ones, former names and findings.
 
     Args:
         entry_points: of any group; those of other groups are passed over.
@@ -178,9 +186,12 @@ def list_plugins(entry_points: Iterable[EntryPoint], disabled: Collection[str] =
     methods: dict[str, list[Claim]] = {}
     extensions: dict[str, list[Claim]] = {}
     switched_off: list[Claim] = []
+    former_names: dict[str, str] = {}
     findings: list[Finding] = []
     for claim in map(Claim, entry_points):
         group = claim.entry_point.group
+        if group == FORMER_NAMES_GROUP:
+            former_names[canonical(claim.name)] = canonical(claim.value)
         if group not in (METHODS_GROUP, EXTENSIONS_GROUP):
             continue
         if is_disabled(claim, disabled):
@@ -195,6 +206,7 @@ def list_plugins(entry_points: Iterable[EntryPoint], disabled: Collection[str] =
         methods={name: one_per_distribution(methods[name]) for name in sorted(methods)},
         extensions=tuple(claims[0] for claims in extensions.values()),
         disabled=tuple(switched_off),
+        former_names=former_names,
         findings=tuple(findings),
     )
 
@@ -262,6 +274,11 @@ class Catalog:
             return False
         name = canonical(name)
         return name in self._in_process or name in self.listing.methods
+
+    def current_name(self, name: str) -> str:
+        """Return the name that a method has now, for one that a file has; in canonical spelling."""
+        key = canonical(name)
+        return key if key in self else self.listing.former_names.get(key, key)
 
     def claim(self, name: str) -> Claim:
         """Return the one claim to an installed method's name, in any case.

@@ -8,22 +8,25 @@ No name is ever cut up or searched for an adapter's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from importlib_metadata import version
 from torch import Tensor, nn
 
 from peftcore.adapters.base import Adapter
+from peftcore.building import paused_collector
 from peftcore.exceptions import CheckpointError
 from peftcore.progress import progress
 from peftcore.registry import registry
 from peftcore.slots import Placement
 from peftcore.targets import NearestNames
 from peftcore.tuner import Tuner
+
+T = TypeVar("T")
 
 #: What the names of tensors start with that an adapter holds once per model.
 SHARED_PREFIX = "base_model."
@@ -102,7 +105,7 @@ def saved_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
     """Return all tensors of an adapter that go into its file, by their names there, in order."""
     found: dict[str, SavedTensor] = {}
     for prefix, module in tuner.saved_modules():
-        _collect(prefix, module, found)
+        _collect(prefix, module, found, _place)
     return found
 
 
@@ -113,7 +116,7 @@ def live_tensors(tuner: Tuner) -> list[SavedTensor]:
     """
     found: dict[str, SavedTensor] = {}
     for number, module in enumerate(tuner.modules()):
-        _collect(f"{number}.", module, found)
+        _collect(f"{number}.", module, found, _place)
     return list(found.values())
 
 
@@ -131,14 +134,19 @@ def other_values(places: Sequence[SavedTensor], values: Sequence[Tensor]) -> Ite
             place.store[place.name] = tensor
 
 
-def repeated_names(tuner: Tuner) -> dict[str, str]:
-    """Return the names under which files may hold a tensor again, each with the name that it has here."""
+def repeated_names(tuner: Tuner, places: Mapping[str, SavedTensor]) -> dict[str, str]:
+    """Return the names under which files may hold a tensor again, each with the name that it has here.
+
+    Args:
+        tuner: The adapter.
+        places: What :func:`saved_tensors` returns of it.
+    """
     repeated = {
         f"{tuner.layer_prefix}{placement.key}.{name}": tensor
         for placement in tuner.placements
         for name, tensor in placement.adapter.repeated_tensors().items()
     }
-    own = {id(place.tensor): key for key, place in saved_tensors(tuner).items()} if repeated else {}
+    own = {id(place.tensor): key for key, place in places.items()} if repeated else {}
     return {key: own[id(tensor)] for key, tensor in repeated.items()}
 
 
@@ -154,21 +162,37 @@ def derived_tensors(tuner: Tuner) -> dict[str, SavedTensor]:
     }
 
 
-def _collect(prefix: str, module: nn.Module, found: dict[str, SavedTensor]) -> None:
+def _collect(prefix: str, module: nn.Module, found: dict[str, T], entry: Callable[[nn.Module, str, Tensor], T]) -> None:
+    """Enter what a module saves, under the file's names; this runs for every layer, so each step is a plain one."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            found[f"{prefix}{name}"] = SavedTensor(module, name)
-    for name, buffer in module._buffers.items():
-        if buffer is not None and name not in module._non_persistent_buffers_set:
-            found[f"{prefix}{name}"] = SavedTensor(module, name)
+            found[prefix + name] = entry(module, name, parameter)
+    if module._buffers:
+        unsaved = module._non_persistent_buffers_set
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in unsaved:
+                found[prefix + name] = entry(module, name, buffer)
     for name, child in module._modules.items():
         if child is not None:
-            _collect(f"{prefix}{name}.", child, found)
+            _collect(f"{prefix}{name}.", child, found, entry)
 
 
 def adapter_state(tuner: Tuner) -> dict[str, Tensor]:
     """Return an adapter's tensors under the file's names, detached, not copied."""
-    return {**{key: place.tensor.detach() for key, place in saved_tensors(tuner).items()}, **tuner.derived_state()}
+    state: dict[str, Tensor] = {}
+    with paused_collector():
+        for prefix, module in tuner.saved_modules():
+            _collect(prefix, module, state, _detached)
+    state.update(tuner.derived_state())
+    return state
+
+
+def _place(owner: nn.Module, name: str, tensor: Tensor) -> SavedTensor:
+    return SavedTensor(owner, name)
+
+
+def _detached(owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    return tensor.detach()
 
 
 @torch.no_grad()
@@ -192,9 +216,11 @@ def load_adapter_state(
     Raises:
         CheckpointError: Something does not fit; the message lists what. The adapter is as before.
     """
-    state = without_repeats(tuner, without_derived(tuner, with_prefix(state, tuner)))
+    places = saved_tensors(tuner)
+    state = without_repeats(tuner, without_derived(tuner, with_prefix(state, tuner, places)), places)
     with tuner.settling(state) as state:
-        places = saved_tensors(tuner)
+        if type(tuner).settling is not Tuner.settling:
+            places = saved_tensors(tuner)
         report = _compare(places, state)
         if strict and not (report.complete or (ignore_mismatched_sizes and _only_shapes(report))):
             raise CheckpointError(f"The file does not fit adapter {tuner.name!r} ({tuner.method.name}). {report}")
@@ -211,7 +237,7 @@ def _announce(placement: Placement, state: Mapping[str, Tensor], layer_prefix: s
     if type(placement.adapter).before_load is Adapter.before_load:
         return
     own: dict[str, SavedTensor] = {}
-    _collect("", placement.adapter.saved_module(), own)
+    _collect("", placement.adapter.saved_module(), own, _place)
     prefix = f"{layer_prefix}{placement.key}."
     placement.adapter.before_load({name: state[prefix + name] for name in own if prefix + name in state})
 
@@ -255,15 +281,19 @@ def writer_of(method: str) -> dict[str, str]:
     return writer
 
 
-def with_prefix(state: Mapping[str, Tensor], tuner: Tuner) -> Mapping[str, Tensor]:
-    """Give names that come from a model adapted in place the prefix that files have."""
-    places = {**saved_tensors(tuner), **repeated_names(tuner)}
+def with_prefix(state: Mapping[str, Tensor], tuner: Tuner, places: Mapping[str, SavedTensor]) -> Mapping[str, Tensor]:
+    """Give names that come from a model adapted in place the prefix that files have.
+
+    Args:
+        state: The tensors by the file's names.
+        tuner: The adapter.
+        places: What :func:`saved_tensors` returns of it.
+    """
     if all(key in places for key in state):
         return state
+    known = {*places, *repeated_names(tuner, places)}
     prefix = tuner.layer_prefix
-    return {
-        prefix + key if key not in places and prefix + key in places else key: value for key, value in state.items()
-    }
+    return {prefix + key if key not in known and prefix + key in known else key: value for key, value in state.items()}
 
 
 def without_derived(tuner: Tuner, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -273,6 +303,8 @@ def without_derived(tuner: Tuner, state: Mapping[str, Tensor]) -> Mapping[str, T
         CheckpointError: The file's tensor is another one, so it was derived from something else.
     """
     derived = {key: place.tensor for key, place in derived_tensors(tuner).items() if key in state}
+    if not derived:
+        return state
     for key, own in derived.items():
         theirs = state[key].to(own.device)
         same = theirs.shape == own.shape and (own.is_meta or torch.equal(theirs, own.to(theirs.dtype)))
@@ -285,14 +317,18 @@ def without_derived(tuner: Tuner, state: Mapping[str, Tensor]) -> Mapping[str, T
     return {key: value for key, value in state.items() if key not in derived}
 
 
-def without_repeats(tuner: Tuner, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def without_repeats(
+    tuner: Tuner, state: Mapping[str, Tensor], places: Mapping[str, SavedTensor]
+) -> Mapping[str, Tensor]:
     """Leave out what a file holds again of tensors that several parts share.
 
     Raises:
         CheckpointError: The file holds several tensors where the adapter has one.
     """
+    if state.keys() <= places.keys():
+        return state
     kept = dict(state)
-    for key, name in repeated_names(tuner).items():
+    for key, name in repeated_names(tuner, places).items():
         again = kept.pop(key, None)
         if again is None:
             continue
@@ -334,6 +370,15 @@ def _put(place: SavedTensor, value: Tensor, assign: bool, taken: dict[int, tuple
         new = nn.Parameter(value, requires_grad=current.requires_grad) if parameter else value
         taken[id(current)] = current, new
     place.store[place.name] = taken[id(current)][1]
+
+
+def are_large(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a file's tensors are so large that making others first, to copy them into, is what would cost."""
+    return sum(tensor.nbytes for tensor in state.values()) > _LARGE * len(state)
+
+
+#: Bytes of a tensor that is made and written in the time that taking another one for it takes.
+_LARGE = 2**16
 
 
 def bring_to_layers(tuner: Tuner, report: LoadReport) -> None:

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from peftcore.adapters.base import Adapter
+from peftcore.adapters.delta import WeightDelta
+from peftcore.adapters.formed_deltas import run_with_formed_deltas
+from peftcore.adapters.thin_products import run_with_thin_delta
 from peftcore.base_layers.base import BaseLayer
-from peftcore.call_state import Group
 
 
 def fold(base: BaseLayer, parts: Iterable[Adapter], *, in_call: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -34,31 +36,22 @@ def fold(base: BaseLayer, parts: Iterable[Adapter], *, in_call: bool = False) ->
         wide = torch.promote_types(weight.dtype, part.dtype)
         fold_part = part.fold_in_call if in_call else part.fold
         weight, bias = fold_part(weight.to(wide), bias)
-    return weight.to(base.dtype), bias
+    return weight.to(base.dtype), None if bias is None else bias.to(base.dtype)
 
 
-def run_deltas(base: BaseLayer, deltas: Sequence[Adapter], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def run_deltas(base: BaseLayer, deltas: Sequence[WeightDelta], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Run a layer that is additive with deltas alone: the frozen layer once, and each delta on the input."""
-    frozen = output = base.forward(*args, **kwargs)
-    for delta in deltas:
-        output = output + delta.delta_forward(delta.cast(args[0]))  # type: ignore[operator]
-    return output.to(frozen.dtype)
-
-
-def run_delta_rows(
-    base: BaseLayer,
-    groups: Iterable[tuple[Group, Sequence[Adapter]]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Tensor:
-    """Run an additive layer for rows with different deltas: the frozen layer once, and each delta on its rows."""
-    output: Tensor = base.forward(*args, **kwargs)
-    for group, deltas in groups:
-        for delta in deltas:
-            x = args[0] if group.index is None else args[0][group.index]
-            change = delta.delta_forward(delta.cast(x)).to(output.dtype)  # type: ignore[operator]
-            output = output + change if group.index is None else output.index_add(0, group.index, change)
-    return output
+    output, others = None, deltas
+    if len(args) == 1 and not kwargs:
+        output, others = run_with_thin_delta(base, deltas[0], args[0]), deltas[1:]
+        if output is None:
+            output, others = run_with_formed_deltas(base, deltas, args[0]), ()
+    if output is None:
+        output, others = base.forward(*args, **kwargs), deltas
+    dtype = output.dtype
+    for delta in others:
+        output = output + delta.delta_forward(delta.cast(args[0]))
+    return output if output.dtype == dtype else output.to(dtype)
 
 
 def run(

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self, dataclass_transform
 
+from peftcore.catalog import catalog
 from peftcore.exceptions import ConfigError
 from peftcore.json_files import CONFIG_NAME as CONFIG_NAME
 from peftcore.json_files import read_json_object as read_json_object
@@ -166,11 +167,14 @@ class PeftConfig(Viewed):
         """Make a config from a file's values; called on a base class, ``peft_type`` decides which.
 
         A field that this version does not know is ignored where it holds its empty default.
+        A method may be called by the name that it had when the file was written.
 
         Raises:
             ConfigError: A wrong value, an unknown field that asks for something, or no (or another) ``peft_type``.
             UnknownMethodError: No installed plugin provides the method.
         """
+        if isinstance(stated := values.get("peft_type"), str):
+            values = {**values, "peft_type": catalog.current_name(stated).upper()}
         target = cls._class_for(values)
         known = {field.name for field in dataclasses.fields(target)}
         unknown = {name: value for name, value in values.items() if name not in known}

@@ -81,6 +81,10 @@ class CompositionError(PeftCoreError, ValueError):
     """Adapters were activated together that exclude each other."""
 
 
+class AdapterStoreError(PeftCoreError, RuntimeError):
+    """An adapter store has no room for what a call needs, or an adapter that it was told to let go of is in use."""
+
+
 class MixedBatchError(PeftCoreError, ValueError):
     """``adapter_names=`` does not fit the batch, the mode or the adapters of the model."""
 

@@ -75,10 +75,9 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     separate = {}
     for name, tensor in state.items():
         tensor = tensor.contiguous()
-        where = tensor.untyped_storage().data_ptr()
-        if tensor.numel() and (
-            where in seen or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-        ):
+        storage = tensor.untyped_storage()
+        where = storage.data_ptr()
+        if tensor.numel() and (where in seen or storage.nbytes() != tensor.nbytes):
             tensor = tensor.clone()
         seen.add(where)
         separate[name] = tensor

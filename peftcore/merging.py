@@ -76,10 +76,9 @@ class MergedWeight:
             MergeError: The weight would not be finite, or the storage can't hold it. The weight is as before.
         """
         if self.base.kept is None and not keep and _subtractable([*before, *parts]):
-            delta = _sum_of_deltas(parts)
             if safe_merge:
-                self._check_finite((self.base.read_weight() + delta).to(self.base.dtype))
-            self.base.add_(delta)
+                self._check_finite((self.base.read_weight() + _sum_of_deltas(parts)).to(self.base.dtype))
+            self._add(parts)
             return
         # Deltas are computed from the frozen weight, so it has to be in place while everything is folded anew.
         self._restore_frozen(before)
@@ -110,29 +109,42 @@ class MergedWeight:
         if safe_merge:
             self._check_finite(weight)
             self._check_finite(bias)
-        frozen_bias = self.base.read_bias()
-        frozen = self.base.read_weight().detach().clone(), None if frozen_bias is None else frozen_bias.detach().clone()
-        self._write(weight, bias)
-        self.base.kept = frozen
+        if _belongs_to(weight, parts):
+            weight = weight.clone()
+        self.base.kept = self._exchange(weight, bias)
 
     def _restore_frozen(self, merged: Sequence[Adapter]) -> None:
         if self.base.kept is not None:
-            self._write(*self.base.kept)
+            self._exchange(*self.base.kept)
             self.base.kept = None
         elif merged:
-            self.base.add_(-_sum_of_deltas(merged))
+            self._add(merged, -1.0)
 
-    def _write(self, weight: Tensor, bias: Tensor | None) -> None:
+    def _add(self, parts: Sequence[Adapter], sign: float = 1.0) -> None:
+        """Add the sum of deltas to the weight, or subtract it, rounding once; never formed if all are thin products."""
+        factors = [part.thin_factors() for part in parts if isinstance(part, WeightDelta)]
+        thin = [factor for factor in factors if factor is not None]
+        if len(thin) < len(factors):
+            delta = _sum_of_deltas(parts)
+            self.base.add_(delta if sign > 0 else -delta)
+        elif len(thin) == 1:
+            a, b, scaling = thin[0]
+            self.base.add_product_(b, a, sign * scaling)
+        else:  # side by side, the products of the factors add up
+            b = torch.cat([factor.b * factor.scaling for factor in thin], dim=1)
+            self.base.add_product_(b, torch.cat([factor.a for factor in thin]), sign)
+
+    def _exchange(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Write a weight and a bias, and return what was there."""
         stored = self.base.read_bias()
-        if bias is stored:
-            self.base.replace_(weight)
-            return
-        before = None if stored is None else stored.detach().clone()
-        self.base.set_bias_(bias)
+        bias_before = None if stored is None else stored.detach().clone()
+        if bias is not stored:
+            self.base.set_bias_(bias)
         try:
-            self.base.replace_(weight)
+            return self.base.exchange_(weight), bias_before
         except Exception:  # a storage may refuse either, and then both are as before
-            self.base.set_bias_(before)
+            if bias is not stored:
+                self.base.set_bias_(bias_before)
             raise
 
     def _put(self, weight: nn.Parameter) -> None:
@@ -151,6 +163,21 @@ def stored_weight(base: BaseLayer) -> nn.Parameter | None:
     """Return the parameter in which a layer stores its weight, if it is one."""
     holder, _ = innermost(base.layer, base.weight_name)
     return holder._parameters.get(base.weight_name)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape are the same numbers in memory."""
+    return one.device == other.device and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _belongs_to(weight: Tensor, parts: Iterable[Adapter]) -> bool:
+    """Whether a weight is a tensor of an adapter's, or shares memory with one."""
+    modules = [
+        module for part in parts for module in (part, getattr(part, "shared", None)) if isinstance(module, nn.Module)
+    ]
+    return any(
+        _same_memory(weight, tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())
+    )
 
 
 def _subtractable(parts: Iterable[Adapter]) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 from typing_extensions import Self
 
 from peftcore.adapted_model import AdaptedModel
-from peftcore.checkpoint import LoadReport, adapter_state, writer_of
+from peftcore.checkpoint import LoadReport, adapter_state, are_large, writer_of
 from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import AdapterNameError, ConfigError
 from peftcore.files import read_tensors, write_directory
@@ -385,6 +385,8 @@ class PeftModel(Viewed, nn.Module):
         config.inference_mode = not is_trainable
         self.base_model.check_new_name(adapter_name)
         state = read_tensors(directory, torch_device or "cpu")
+        # Of modules on the meta device, everything has to be in the file.
+        takes = low_cpu_mem_usage or (strict and not ignore_mismatched_sizes and are_large(state))
         return self.base_model.load(
             adapter_name,
             self._completed(config),
@@ -392,7 +394,7 @@ class PeftModel(Viewed, nn.Module):
             source=str(directory),
             strict=strict,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
-            low_cpu_mem_usage=low_cpu_mem_usage,
+            low_cpu_mem_usage=takes,
             autocast_adapter_dtype=autocast_adapter_dtype,
             key_mapping=key_mapping,
         )

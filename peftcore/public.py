@@ -3,6 +3,7 @@
 :mod:`peftcore` imports this room, and with it all the others and torch, when one of the names is first asked for.
 """
 
+from peftcore.adapter_store import AdapterStore
 from peftcore.auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -46,6 +47,7 @@ __all__ = [
     "PEFT_TYPE_TO_MIXED_MODEL_MAPPING",
     "PEFT_TYPE_TO_PREFIX_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
+    "AdapterStore",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",

@@ -108,13 +108,15 @@ def place(placement: Placement, name: str, call_state: CallState) -> None:
         # Outermost, around what stands there: a frozen layer, or one of whose parameters is adapted already.
         base.layer = standing_at(sites)
         layer = AdaptedLayer(base, call_state)
-        layer.training = layer.adapters.training = base.layer.training
+        if not base.layer.training:  # as new modules are
+            layer.training = layer.adapters.training = False
         for parent, attribute in sites:
             parent._modules[attribute] = layer
     elif layer.base.kind == "module":
         # Until now only whole-module parts stood here, and those ask for nothing that this view lacks.
         layer.base = base
-    layer.base.read_by_owner |= base.read_by_owner or any(reads_weights(parent) for parent, _ in sites)
+    if base.read_by_owner or any(reads_weights(parent) for parent, _ in sites):
+        layer.base.read_by_owner = True
     layer.place(name, placement.adapter, auxiliary=placement.auxiliary)
     placement.layer = layer
 
@@ -148,8 +150,10 @@ def _first_layer(placements: Sequence[Placement]) -> AdaptedLayer | None:
 
 def _adapted_at(sites: Sites, base: BaseLayer) -> AdaptedLayer | None:
     """Return the adapted layer that stands around what a view shows, if there is one."""
-    wanted = _identity(base)
-    return next((there for there in wrappers(sites) if _identity(there.base) == wanted), None)
+    for there in wrappers(sites):
+        if there.base is base or _identity(there.base) == _identity(base):
+            return there
+    return None
 
 
 def _identity(base: BaseLayer) -> tuple[int, str]:

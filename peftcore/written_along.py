@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peftcore import base_layers
 from peftcore.adapters.selective import ModuleCopy, ReplacedWeight
 from peftcore.base_layers.base import BaseLayer
-from peftcore.checkpoint import saved_tensors
+from peftcore.checkpoint import SavedTensor
 from peftcore.slots import Placement, Sites, Slot, one_view, unwrap
 from peftcore.targets import Inventory, sites_of
 from peftcore.tuner import Tuner
@@ -24,7 +24,9 @@ _SUFFIX = ".weight"
 _ADAPTED = ".base_layer"
 
 
-def take_what_was_written_along(tuner: Tuner, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def take_what_was_written_along(
+    tuner: Tuner, state: Mapping[str, Tensor], known: Mapping[str, SavedTensor]
+) -> Mapping[str, Tensor]:
     """Return a file's tensors without those that are no part of the adapter.
 
     A frozen weight that differs from the model's becomes a part of the adapter, and stays.
@@ -32,8 +34,10 @@ def take_what_was_written_along(tuner: Tuner, state: Mapping[str, Tensor]) -> di
     Args:
         tuner: The adapter, built and not yet in the model.
         state: The tensors by the file's names.
+        known: The tensors that the adapter has, by their names there.
     """
-    known = saved_tensors(tuner)
+    if state.keys() <= known.keys():
+        return state
     kept = {key: value for key, value in state.items() if key in known or not _is_shadow(key, tuner)}
     if all(key in known for key in kept):
         return kept

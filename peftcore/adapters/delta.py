@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,25 @@ from peftcore.base_layers.base import BaseLayer
 MATRIX_KINDS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "embedding", "attention", "parameter"})
 
 
+class ThinFactors(NamedTuple):
+    """Δ = scaling · B · A on a layer that multiplies by a matrix.
+
+    Attributes:
+        a: A ``[r, in]``.
+        b: B ``[out, r]``.
+        scaling: What their product is multiplied by.
+    """
+
+    a: Tensor
+    b: Tensor
+    scaling: float = 1.0
+
+
 class WeightDelta(Adapter):
     """An additive change of the weight.
 
-    The author writes :meth:`delta_weight`, and :meth:`delta_forward` where there is a cheaper way than the full matrix.
+    The author writes :meth:`delta_weight`, and :meth:`delta_forward` where there is a cheaper way than the full matrix;
+    :meth:`entering` where training drops out some of the input.
     """
 
     commutes = True
@@ -40,14 +55,35 @@ class WeightDelta(Adapter):
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return the output's change for an input: the layer's operation with Δ as its weight.
 
-        Must not change its input, and must equal ``base.apply(Δ, x)`` plus :meth:`delta_bias` when nothing is dropped.
+        Must not change its input, and must equal ``base.apply(Δ, entering(x))`` plus :meth:`delta_bias`.
 
         Args:
             x: The layer's input, cast to the adapter's dtype if it is floating point.
         """
-        output = self.base.apply(self.canonical_delta(), x)
+        output = self.base.apply(self.canonical_delta(), self.entering(x))
         bias = self.delta_bias()
         return output if bias is None else self.base.add_bias(output, bias)
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Return a layer's input as Δ sees it: itself, unless training drops out some of it."""
+        return x
+
+    def thin_factors(self) -> ThinFactors | None:
+        """Return the factors of which Δ is the product, if that is all it is and the layer multiplies by a matrix.
+
+        The core then computes :meth:`delta_forward` from them in fewer steps, together with the frozen layer or with
+        the adapters of other rows. None says that :meth:`delta_forward` is to be called.
+        """
+        return None
+
+    def acts_whole(self) -> bool:
+        """Whether :meth:`delta_forward` would now form Δ and let it act on the whole input.
+
+        The core then adds Δ to the weight for a call instead, where that is the cheaper way.
+        """
+        own = type(self)
+        drops = self.training and own.entering is not WeightDelta.entering
+        return own.delta_forward is WeightDelta.delta_forward and not drops
 
     def delta_bias(self) -> Tensor | None:
         """Return the change of the bias, ``[out]``, or None."""

@@ -100,6 +100,11 @@ class FactoredDelta(WeightDelta):
         """Return the layer's operation with Δ as its weight, and parts of it dropped in training."""
         return self.dropped(super().delta_forward(x))
 
+    def acts_whole(self) -> bool:
+        """Return whether nothing is dropped, and the method has no way of its own to let Δ act."""
+        drops = self.training and (self.rank_dropout > 0 or self.module_dropout > 0)
+        return type(self).delta_forward is FactoredDelta.delta_forward and not drops
+
     def dropped(self, output: Tensor) -> Tensor:
         """Return Δ's share of the output, in training without the features and the calls that dropout has chosen.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.adapters.delta import MATRIX_KINDS, ThinFactors, WeightDelta
 from peftcore.config import LayerConfig
 
 
@@ -41,7 +41,13 @@ class LowRankDelta(WeightDelta):
         a, b = self.factors()
         if not b.shape[-1]:
             return super().delta_forward(x)
-        return self.base.apply_pointwise(b, self.into_rank(a, x))
+        return self.base.apply_pointwise(b, self.into_rank(a, self.entering(x)))
+
+    def thin_factors(self) -> ThinFactors | None:
+        """Return A and B on a linear layer; None where a method has a :meth:`delta_forward` of its own."""
+        if self.base.kind != "linear" or type(self).delta_forward is not LowRankDelta.delta_forward:
+            return None
+        return ThinFactors(*self.factors())
 
     def into_rank(self, a: Tensor, x: Tensor) -> Tensor:
         """Return the layer's operation with A ``[r, in · kernel]`` as its weight: an output of r features."""

@@ -107,10 +107,16 @@ def cayley_series(skew: Tensor, terms: int) -> Tensor:
         terms: Where it is cut off, counted as HF PEFT's files need it.
     """
     coefficients = [1.0, 2.0][:terms] if terms < 3 else [1.0, *[2.0] * (max(terms, 4) - 2), 1.0]
-    identity = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
-    total = coefficients[-1] * identity.expand_as(skew)
-    for coefficient in coefficients[-2::-1]:  # Horner's rule
-        total = total @ skew + coefficient * identity
+    identity = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype).expand_as(skew)
+    # Horner's rule in Q², whose coefficients are polynomials of degree 1 in Q: half as many products as in Q.
+    pairs = [torch.add(one * identity, skew, alpha=two) for one, two in zip(*[iter(coefficients)] * 2, strict=False)]
+    if len(coefficients) < 3:
+        return pairs[0] if pairs else identity
+    square = skew @ skew
+    odd = len(coefficients) % 2
+    total = torch.add(pairs[-1], square, alpha=coefficients[-1]) if odd else pairs[-1]
+    for pair in pairs[-2::-1]:
+        total = pair + total @ square
     return total
 
 
@@ -123,9 +129,9 @@ def skew_symmetric(entries: Tensor, size: int, limit: float | None = None) -> Te
         limit: The largest Frobenius norm; longer ones are made as long as that. None for none.
     """
     wide = torch.promote_types(entries.dtype, torch.float32)
-    upper = torch.zeros(*entries.shape[:-1], size, size, device=entries.device, dtype=wide)
     rows, columns = torch.triu_indices(size, size, 1, device=entries.device)
-    upper[..., rows, columns] = entries.to(wide)
+    nothing = torch.zeros(*entries.shape[:-1], size * size, device=entries.device, dtype=wide)
+    upper = nothing.index_copy(-1, rows * size + columns, entries.to(wide)).reshape(*entries.shape[:-1], size, size)
     skew = upper - upper.mT
     if limit is None:
         return skew

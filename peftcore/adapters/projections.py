@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
+from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.base_layers.base import BaseLayer
 from peftcore.config import LayerConfig, option
 
@@ -54,6 +55,39 @@ class Projections(nn.Module):
             into: The largest number of inputs, of a convolution times the size of its kernel.
             generator: Draws from the config's seed, on the CPU.
         """
+
+
+class ProjectionPair(Projections):
+    """The random A and B of methods that train vectors around them.
+
+    Both are uniform within ±√(6 / columns) (Kaiming), and the numbers are those of HF PEFT.
+    The buffers are ``<method>_A`` ``[rows_per_rank · r, largest in · kernel]`` and ``<method>_B`` ``[largest out, r]``,
+    with r from the config.
+    """
+
+    #: Rows of A for each feature that B takes.
+    rows_per_rank: ClassVar[int] = 1
+
+    def draw(self, config: Any, out: int, into: int, generator: Generator) -> dict[str, Tensor]:
+        """Return A and B."""
+        shapes = {"A": (self.rows_per_rank * config.r, into), "B": (out, config.r)}
+        return {f"{config.method}_{name}": kaiming(shape, generator) for name, shape in shapes.items()}
+
+
+class ProjectedDelta(LowRankDelta):
+    """A delta around the A and B of a :class:`ProjectionPair`, the ``shared_cls`` of its method."""
+
+    shared: ProjectionPair
+
+    def projections(self) -> tuple[Tensor, Tensor]:
+        """Return A ``[rows_per_rank · r, in · kernel]`` and B ``[out, r]`` for this layer.
+
+        They are views, unless the adapter computes elsewhere or in another dtype.
+        """
+        a, b = self.shared.buffers()
+        out, into = self.base.matrix_shape
+        like = next(self.parameters())
+        return a[:, :into].to(like), b[:out].to(like)
 
 
 def kaiming(

@@ -47,6 +47,12 @@ class OutputScale(Adapter):
         return None
 
     @property
+    def is_by_vectors(self) -> bool:
+        """Whether :meth:`output_factors`, :meth:`input_factors` and :meth:`shift` say all that it does."""
+        own = type(self)
+        return own.change_output is OutputScale.change_output and own.forward is OutputScale.forward
+
+    @property
     def changes_output(self) -> bool:
         """Whether the output is mapped, beside being shifted."""
         return type(self).change_output is not OutputScale.change_output or self.output_factors() is not None

@@ -42,6 +42,24 @@ def check_subspace(base: BaseLayer, config: LayerConfig, field: str) -> None:
         config.refuse(field, f"{problem}: choose at most {most}{_for_this_layer(config, field)}")
 
 
+def check_entries(base: BaseLayer, config: LayerConfig, field: str) -> None:
+    """Check that a weight, or each one of a stack, has as many entries as a number asks for.
+
+    Args:
+        base: The layer.
+        config: The method's config as it holds for the layer.
+        field: The config's field that has the number.
+
+    Raises:
+        ConfigError: It has fewer.
+    """
+    out, into = base.matrix_shape
+    if getattr(config, field) > out * into:
+        entries = f"{out * into} entries of the weight of a {base}, {out} × {into}"
+        problem = f"{getattr(config, field)} is above the {entries}"
+        config.refuse(field, f"{problem}: choose a smaller one{_for_this_layer(config, field)}")
+
+
 def check_divisor(base: BaseLayer, config: LayerConfig, field: str) -> None:
     """Check that a length cuts both sizes of a layer's weight into whole pieces.
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from peftcore.base_layers.storage import can_take, is_transposed, pieces, write_, writing
 from peftcore.exceptions import MergeError, UnsupportedLayerError
 
 
@@ -115,6 +116,21 @@ class BaseLayer(ABC):
             MergeError: The storage can't hold another weight.
         """
 
+    def add_product_(self, b: Tensor, a: Tensor, scaling: float = 1.0) -> None:
+        """Add ``scaling · b @ a`` to the stored weight, as :meth:`add_` does.
+
+        To be overridden where the product need not be formed.
+
+        Args:
+            b: ``[out, r]``.
+            a: ``[r, in]``.
+            scaling: What the product is multiplied by.
+
+        Raises:
+            MergeError: The storage can't hold another weight.
+        """
+        self.add_(scaling * (b @ a))
+
     @abstractmethod
     def replace_(self, weight: Tensor) -> None:
         """Write a canonical weight into the storage, in place.
@@ -122,6 +138,19 @@ class BaseLayer(ABC):
         Raises:
             MergeError: The storage can't hold another weight.
         """
+
+    def exchange_(self, weight: Tensor) -> Tensor:
+        """Write a canonical weight into the storage, as :meth:`replace_` does, and return what it held.
+
+        Args:
+            weight: Becomes the stored tensor itself where that is possible, so it must be nobody else's.
+
+        Raises:
+            MergeError: The storage can't hold another weight.
+        """
+        held = self.read_weight().detach().clone()
+        self.replace_(weight)
+        return held
 
     @property
     def bias(self) -> Tensor | None:
@@ -175,6 +204,14 @@ class BaseLayer(ABC):
         """Run the frozen layer itself."""
         return self.layer(*args, **kwargs)
 
+    def plain_matrix(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the stored weight ``[out, in]`` and the bias, if to run the layer is to multiply by them and no more.
+
+        None where anything else would happen or could notice: another kind of layer, a hook, a forward of its own, a
+        weight that trains or is no plain tensor.
+        """
+        return None
+
     @abstractmethod
     def apply(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer's operation with another canonical weight and no bias.
@@ -226,19 +263,6 @@ def innermost(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module, path
 
 
-def write_(stored: Tensor, value: Tensor) -> None:
-    """Copy a value into a stored tensor (or a view of one), in the stored dtype; the tensor object stays.
-
-    Raises:
-        MergeError: The shapes differ; nothing was written.
-    """
-    if stored.shape != value.shape:
-        raise MergeError(f"A tensor of shape {list(value.shape)} does not fit the stored one, {list(stored.shape)}.")
-    # Weights made under torch.inference_mode() may be changed under it only; leaving it turns gradients on again.
-    with torch.inference_mode(stored.is_inference()), torch.no_grad():
-        stored.copy_(value)
-
-
 #: Dtypes in which layers compute directly; float8 and integers are storage that belongs to a quantisation backend.
 DENSE_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
@@ -284,10 +308,37 @@ class DenseLayer(BaseLayer):
         if delta.shape != weight.shape:
             raise MergeError(f"A delta of shape {list(delta.shape)} does not fit a weight of {list(weight.shape)}.")
         wide = torch.promote_types(weight.dtype, delta.dtype)
-        write_(weight, weight.detach().to(wide) + delta.detach().to(weight.device, wide))
+        if is_transposed(weight):
+            weight, delta = weight.mT, delta.mT
+        with writing(weight):
+            for stored, change in pieces(weight, delta, wide=wide):
+                stored.copy_(stored.to(wide).add_(change.to(weight.device, wide)))
+
+    def add_product_(self, b: Tensor, a: Tensor, scaling: float = 1.0) -> None:
+        weight = self.read_weight()
+        fits = (b.shape[:-1] + a.shape[1:], b.shape[-1]) == (weight.shape, len(a))
+        if not (_is(self.add_, DenseLayer.add_) and weight.dim() == 2 and fits):
+            super().add_product_(b, a, scaling)
+            return
+        if is_transposed(weight):
+            weight, b, a = weight.mT, a.mT, b.mT
+        wide = torch.promote_types(weight.dtype, torch.promote_types(b.dtype, a.dtype))
+        a, b = (factor.to(weight.device, wide) for factor in (a, b))
+        with writing(weight):
+            for stored, rows in pieces(weight, b, wide=wide):
+                stored.copy_(stored.to(wide).addmm_(rows, a, alpha=scaling))
 
     def replace_(self, weight: Tensor) -> None:
         write_(self.read_weight(), weight)
+
+    def exchange_(self, weight: Tensor) -> Tensor:
+        """Put a weight that lies in memory as the stored one does into its place; the parameter stays the same one."""
+        stored, held = self.stored, self.read_weight().detach()
+        new = weight if held.stride() == stored.stride() else weight.mT
+        if not (_is(self.replace_, DenseLayer.replace_) and can_take(stored, new)):
+            return super().exchange_(weight)
+        stored.data = new.detach()
+        return held
 
     @property
     def dtype(self) -> torch.dtype:
@@ -296,6 +347,11 @@ class DenseLayer(BaseLayer):
     @property
     def device(self) -> torch.device:
         return self.stored.device
+
+
+def _is(method: Callable[..., None], function: Callable[..., None]) -> bool:
+    """Whether a layer's method is this one: a class that writes in its own way may say so in that method alone."""
+    return getattr(method, "__func__", None) is function
 
 
 def is_dense(layer: nn.Module, name: str, dims: int) -> bool:

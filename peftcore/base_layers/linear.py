@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from typing_extensions import Self
 
 from peftcore.base_layers.base import DenseLayer
@@ -27,6 +28,9 @@ class LinearLayer(DenseLayer):
             return None
         return view
 
+    def plain_matrix(self) -> tuple[Tensor, Tensor | None] | None:
+        return _frozen_tensors(self.layer) if type(self.layer).forward is nn.Linear.forward else None
+
     def apply(self, weight: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Multiply ``x`` ``[..., in]`` by ``weight`` ``[any, in]``."""
         return nn.functional.linear(x, weight)
@@ -44,6 +48,30 @@ class TransposedLinearLayer(DenseLayer):
         """Return the weight as ``[out, in]``, a transposed view of the stored one."""
         return self.stored.t()
 
+    def plain_matrix(self) -> tuple[Tensor, Tensor | None] | None:
+        if type(self.layer).__module__ != "transformers.pytorch_utils":
+            return None  # a subclass may have a forward of its own
+        found = _frozen_tensors(self.layer)
+        return None if found is None else (found[0].t(), found[1])
+
     def apply(self, weight: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Multiply ``x`` ``[..., in]`` by ``weight`` ``[any, in]``."""
         return nn.functional.linear(x, weight)
+
+
+def _frozen_tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Return a layer's weight and bias as they are stored, if its forward is its class's and nothing hangs on it."""
+    # Not by attribute: this runs in every call of an adapted layer.
+    inside = layer.__dict__
+    hooks = inside["_forward_hooks"] or inside["_forward_pre_hooks"]
+    if hooks or inside["_backward_hooks"] or inside["_backward_pre_hooks"] or "forward" in inside:
+        return None
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
+    parameters = inside["_parameters"]
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if type(weight) is not nn.Parameter or weight.requires_grad:
+        return None
+    if bias is not None and (type(bias) is not nn.Parameter or bias.requires_grad):
+        return None
+    return weight, bias

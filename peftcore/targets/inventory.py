@@ -70,5 +70,7 @@ class Inventory:
 
 def sites_of(places: list[Place]) -> tuple[tuple[nn.Module, str], ...]:
     """Return the distinct (parent, attribute) pairs; a shared parent gives one for many paths."""
+    if len(places) == 1:
+        return ((places[0].parent, places[0].attribute),)
     sites = {(id(place.parent), place.attribute): (place.parent, place.attribute) for place in places}
     return tuple(sites.values())

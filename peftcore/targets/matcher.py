@@ -38,11 +38,11 @@ class Reading(NamedTuple):
     """
 
     entries: tuple[str, ...]
-    parts: tuple[str, ...]
-    excluding: tuple[str, ...]
-    indices: tuple[int, ...]
-    outside: bool
-    left_out: bool
+    parts: tuple[str, ...] = ()
+    excluding: tuple[str, ...] = ()
+    indices: tuple[int, ...] = ()
+    outside: bool = False
+    left_out: bool = False
 
     @property
     def pattern(self) -> str:
@@ -124,6 +124,8 @@ class ModuleMatcher:
         self.layers: frozenset[int] | None = None if indices is None else frozenset(indices)
         self._index = _index_expression(layers_pattern)
         self._saved = _inside(modules_to_save or ())
+        narrowed = exclude_modules or modules_to_save or self.canonical_modules or self.layers is not None
+        self._entries_decide = not narrowed
 
     @classmethod
     def from_config(
@@ -184,6 +186,9 @@ class ModuleMatcher:
         asked = {path: entries for path in paths if any(entries := self._entries(path))}
         if not asked:
             return None
+        if self._entries_decide and len(asked) == 1:
+            (entries, _) = next(iter(asked.values()))
+            return Reading(entries)
         inside = [path for path in asked if self.in_layers(path)]
         whole, by_part = _merge([asked[path] for path in inside or asked])
         if whole and by_part:

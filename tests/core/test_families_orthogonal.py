@@ -9,7 +9,9 @@ from peftcore.adapters.orthogonal import (
     OrthogonalTransform,
     block_layout,
     cayley,
+    cayley_series,
     check_blocks,
+    skew_symmetric,
     turn_blocks,
     turned_size,
 )
@@ -142,3 +144,33 @@ def test_blocks_of_one_feature_are_refused():
 def test_number_and_size_exclude_each_other(both):
     with pytest.raises(ConfigError, match="either it or size"):
         check_blocks(CutConfig(**both), "number", "size")
+
+
+@pytest.mark.parametrize("terms", range(1, 9))
+@pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4), (2, 3, 4, 4)])
+def test_the_series_is_cut_off_where_it_is_asked_to_be(terms, shape):
+    """(I + Q)·(I + Q + … ), whose first two orders stand alone and whose highest power is what the product leaves."""
+    skew = torch.randn(shape, dtype=torch.float64) / 4
+    skew = skew - skew.mT
+    powers = [torch.eye(4, dtype=torch.float64).expand(shape)]
+    for _ in range(8):
+        powers.append(powers[-1] @ skew)
+    if terms < 3:
+        expected = powers[0] + 2 * powers[1] * (terms - 1)
+    else:
+        expected = (powers[0] + skew) @ sum(powers[: max(terms, 4) - 1])
+    torch.testing.assert_close(cayley_series(skew, terms), expected)
+
+
+@pytest.mark.parametrize("stack", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_upper_triangles_are_read_row_by_row(stack, dtype):
+    entries = torch.randn(*stack, 6, dtype=dtype).requires_grad_()
+    skew = skew_symmetric(entries, 4)
+    assert skew.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(skew, -skew.mT)
+    rows, columns = zip((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3), strict=True)
+    assert torch.equal(skew[..., list(rows), list(columns)], entries.to(skew.dtype))
+    weights = torch.arange(6.0, dtype=skew.dtype)
+    (skew[..., list(rows), list(columns)] * weights).sum().backward()
+    assert torch.equal(entries.grad, weights.to(dtype).expand_as(entries))

@@ -28,7 +28,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cpt": {"task_type": "CAUSAL_LM", "cpt_token_ids": [1, 2]},
     "multitask_prompt_tuning": {"num_virtual_tokens": 3},
     "adalora": {"total_step": 10, "r": 8},  # it warns of another r, which it does not use
+    "supertuning": {"sparsity": 0.9},  # the default leaves no entry of a small layer
     "trainable_tokens": {"token_indices": [1, 4]},
+    "waveft": {"n_frequency": 12, "scaling": 2.0},
+    "frod": {"sparse_rate": 0.1},
     "vblora": {"num_vectors": 8},
 }
 

@@ -56,6 +56,14 @@ def test_sorts_entry_points_by_group_and_passes_over_foreign_ones():
     assert listing.disabled == listing.findings == ()
 
 
+def test_a_former_name_stands_for_the_present_one_unless_a_method_has_it():
+    renamed = entry_point("old", group="peftcore.former_names", value="new")
+    assert catalog_of(entry_point("new"), renamed).current_name("OLD") == "new"
+    assert catalog_of(entry_point("new"), renamed, entry_point("old", "another")).current_name("old") == "old"
+    assert catalog_of().current_name("Old") == "old"
+    assert "old" not in catalog_of(entry_point("new"), renamed)
+
+
 def test_listing_reads_no_metadata():
     listing = list_plugins([entry_point(f"method_{n}", f"fake-{n}") for n in range(44)])
     assert len(listing.methods) == 44

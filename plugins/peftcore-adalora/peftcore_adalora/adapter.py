@@ -59,9 +59,9 @@ class AdaLoraAdapter(LowRankDelta):
         """Return s · diag(E) · A and B."""
         return self.lora_A * self.lora_E * self.scaling, self.lora_B
 
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return s · B · diag(E) · A · dropout(x)."""
-        return super().delta_forward(self.lora_dropout(x))
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.lora_dropout(x)
 
     # ------------------------------------------------------------------------------------------- its ranks
 

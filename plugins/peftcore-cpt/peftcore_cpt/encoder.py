@@ -59,9 +59,13 @@ class CPTEmbedding(PromptEncoder):
 
     def embeddings(self, batch: Batch) -> Tensor:
         """Return the tokens of the context that are used, ``[tokens, dim]``."""
-        with torch.no_grad():
-            self.delta_embeddings.copy_(self._projected())
-        return (self.context_embeddings + self.delta_embeddings * (self.radius > 0))[self.used]
+        delta = self.delta_embeddings
+        if delta.requires_grad:  # what is only used stays as it was loaded
+            with torch.no_grad():
+                delta.copy_(self._projected())
+        else:
+            delta = self._projected()
+        return (self.context_embeddings + delta * (self.radius > 0))[self.used]
 
     def _projected(self) -> Tensor:
         """Return δ with each row moved to the nearest place in its ball."""

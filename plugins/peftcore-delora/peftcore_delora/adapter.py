@@ -54,9 +54,9 @@ class DeloraAdapter(LowRankDelta):
         b = b / b.norm(dim=-2, keepdim=True).clamp(min=SHORTEST)
         return a * self.delora_w_norm.unsqueeze(-2), b * factor
 
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return Δ · dropout(x), by way of the factors."""
-        return super().delta_forward(self.module_dropout(x))
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.module_dropout(x)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}"

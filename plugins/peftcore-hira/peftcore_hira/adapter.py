@@ -51,9 +51,9 @@ class HiraAdapter(WeightDelta):
         product = b.flatten(1) @ a.flatten(1) if flat else b @ a
         return self.base.weight().to(a.dtype) * product.reshape(self.base.weight_shape)
 
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return Δ · dropout(x)."""
-        return super().delta_forward(self.hira_dropout(x))
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.hira_dropout(x)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}"

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.adapters.delta import MATRIX_KINDS, ThinFactors, WeightDelta
 from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import TakesFactors
 from peftcore.base_layers import BaseLayer
 from peftcore_lora import inits
 from peftcore_lora.config import LoraConfig
-from peftcore_lora.forms import ACROSS, AcrossGroups, Form, Groups, form_for
+from peftcore_lora.forms import ACROSS, AcrossGroups, Channels, Form, Groups, form_for
 
 #: Kinds whose bias, if they have one, is not just added to the output.
 _WITHOUT_BIAS = {"attention", "embedding", "parameter"}
@@ -57,6 +57,7 @@ class LoraAdapter(WeightDelta, TakesFactors):
     lora_alpha: float
     scaling: float
     form: Form
+    lora_bias: bool
     lora_dropout: nn.Module | None
     lora_A: Factor | None
     lora_B: Factor
@@ -68,6 +69,7 @@ class LoraAdapter(WeightDelta, TakesFactors):
         _check_kind(base, config)
         scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
         self.__dict__.update(r=config.r, lora_alpha=config.lora_alpha, scaling=scaling, form=form_for(base, config))
+        self.__dict__["lora_bias"] = config.lora_bias
         # An Identity would be one module more for every layer that is adapted, and one call more in forward.
         drops_out = config.lora_dropout > 0 and base.kind != "embedding"
         self._modules["lora_dropout"] = input_dropout(base, config, "lora_dropout") if drops_out else None
@@ -89,9 +91,10 @@ class LoraAdapter(WeightDelta, TakesFactors):
 
     def saved_module(self) -> nn.Module:
         """Return this module; of a grouped convolution, one that holds A as files do."""
-        a, b = self.factors()
-        if not isinstance(self.form, Groups) or a is None:
+        if not isinstance(self.form, Groups):
             return self
+        a, b = self.factors()
+        assert a is not None, "a form of groups has two factors"
         saved = nn.Module()
         _store(saved, self.base.kind, self.form.spread(self.base, a.detach()), b.detach(), self.lora_B.bias)
         return saved
@@ -131,7 +134,9 @@ class LoraAdapter(WeightDelta, TakesFactors):
         """Return A and B; A is None where B is the full matrix."""
         if self.base.kind == "embedding":
             return self.lora_embedding_A, self.lora_embedding_B
-        return None if self.lora_A is None else self.lora_A.weight, self.lora_B.weight
+        # Not by nn.Module's slow attributes: this runs in every call of an adapted layer.
+        a, b = self._modules["lora_A"], self._modules["lora_B"]
+        return None if a is None else a.weight, b.weight  # type: ignore[union-attr, return-value]
 
     def delta_weight(self) -> Tensor:
         """Return s · B · A."""
@@ -140,16 +145,25 @@ class LoraAdapter(WeightDelta, TakesFactors):
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return s · B · A · dropout(x), and the bias's share."""
-        dropout = self._modules["lora_dropout"]
-        if dropout is not None:
-            x = dropout(x)
-        output = self.form.act(self.base, *self.factors(), x, self.scaling)
+        output = self.form.act(self.base, *self.factors(), self.entering(x), self.scaling)
         bias = self.delta_bias()
         return output if bias is None else self.base.add_bias(output, bias)
 
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        dropout = self._modules["lora_dropout"]
+        return x if dropout is None else dropout(x)
+
+    def thin_factors(self) -> ThinFactors | None:
+        """Return A, B and s on a linear layer, unless there is a bias or one full matrix."""
+        if self.base.kind != "linear" or type(self.form) is not Channels or self.lora_bias:
+            return None
+        a, b = self.factors()
+        return None if a is None else ThinFactors(a, b, self.scaling)
+
     def delta_bias(self) -> Tensor | None:
         """Return s times the bias of B, ``[out]``, or None."""
-        bias = None if self.base.kind == "embedding" else self.lora_B.bias
+        bias = self.lora_B.bias if self.lora_bias else None
         return None if bias is None else bias * self.scaling
 
     def tied(self, base: BaseLayer, config: LoraConfig) -> TiedLoraAdapter:

@@ -49,9 +49,12 @@ class MissAdapter(WeightDelta):
         """Return Δ."""
         if self.by_blocks:
             return self._blocks()
-        rows, columns = (torch.arange(size, device=self.miss_block.device) for size in self.base.matrix_shape)
-        *_, shard, period = self.miss_block.shape
-        return self.miss_block.mT[..., rows[:, None] % period, columns % shard]
+        out, into = self.base.matrix_shape
+        *stack, shard, period = self.miss_block.shape
+        # Whole copies side by side, of which the last may be cut: nothing is looked up entry by entry.
+        rows = self.miss_block.mT.unsqueeze(-3).expand(*stack, out // period, period, shard).flatten(-3, -2)
+        columns = rows.unsqueeze(-2).expand(*stack, out, -(-into // shard), shard).flatten(-2)
+        return columns[..., :into]
 
     def _blocks(self) -> Tensor:
         """Return W_pq · D_p + D_p, put together."""
@@ -68,10 +71,11 @@ class MissAdapter(WeightDelta):
         if self.by_blocks or self.base.kind != "linear":
             return super().delta_forward(x)
         out, into = self.base.matrix_shape
-        padded = nn.functional.pad(x, (0, -into % self.r))
-        shards = padded.reshape(*x.shape[:-1], padded.shape[-1] // self.r, self.r)
+        rest = -into % self.r
+        padded = nn.functional.pad(x, (0, rest)) if rest else x  # either step would copy where nothing is to be done
+        shards = padded.reshape(*x.shape[:-1], (into + rest) // self.r, self.r)
         features = shards.sum(-2) @ self.miss_block
-        return features.tile(out // features.shape[-1])
+        return features if out == features.shape[-1] else features.tile(out // features.shape[-1])
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}"

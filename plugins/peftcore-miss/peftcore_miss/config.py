@@ -26,7 +26,7 @@ class MissConfig(LayerConfig, method="miss"):
     )
 
     def validate(self) -> None:
-        """Check the fields; one value of ``bias`` has another spelling in files of HF PEFT."""
-        if self.bias == "MiSS_only":
+        """Check the fields; one value of ``bias`` has other spellings in files of HF PEFT."""
+        if self.bias in ("MiSS_only", "bone_only", "Bone_only"):
             self.bias = "miss_only"
         super().validate()

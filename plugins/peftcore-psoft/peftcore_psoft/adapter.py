@@ -62,9 +62,9 @@ class PsoftAdapter(LowRankDelta):
             return cayley(skew_symmetric(entries, self.psoft_A.shape[-2]))
         return cayley_series(skew_symmetric(entries, self.psoft_A.shape[-2], self.limit), self.terms)
 
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return Δ · dropout(x)."""
-        return super().delta_forward(self.psoft_dropout(x))
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.psoft_dropout(x)
 
 
 def principal_factors(base: BaseLayer, config: PsoftConfig) -> tuple[Tensor, Tensor]:

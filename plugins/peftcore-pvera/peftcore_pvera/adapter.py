@@ -9,13 +9,13 @@ from torch import Generator, Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS
 from peftcore.adapters.dropout import input_dropout
-from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.projections import ProjectedDelta
 from peftcore.base_layers import BaseLayer
 from peftcore_pvera.config import PveraConfig
 from peftcore_pvera.projections import PveraProjections
 
 
-class PveraAdapter(LowRankDelta):
+class PveraAdapter(ProjectedDelta):
     """Probabilistic vector-based random matrix adaptation of one layer (arXiv 2512.07703).
 
     The output changes by λ_b ∘ B · z with z = μ + ε ∘ exp(½ · v), where ε is standard normal, and μ and v are the
@@ -27,8 +27,6 @@ class PveraAdapter(LowRankDelta):
 
     # Where a layer uses its weight as a whole, there are no features to be drawn.
     kinds: ClassVar[frozenset[str]] = MATRIX_KINDS - {"attention", "parameter"}
-
-    shared: PveraProjections
 
     def __init__(self, base: BaseLayer, config: PveraConfig, shared: PveraProjections) -> None:
         super().__init__(base, config, shared)
@@ -47,17 +45,15 @@ class PveraAdapter(LowRankDelta):
         """Whether the layer's kind is among :attr:`kinds`, and the layer acts otherwise than by a weight alone."""
         return super().can_adapt(base) and base.additive
 
-    def projections(self) -> tuple[Tensor, Tensor]:
-        """Return A ``[2 · r, in · kernel]`` and B ``[out, r]`` for this layer: views, unless the layer is elsewhere."""
-        rows, columns = self.base.matrix_shape
-        like = self.pvera_lambda_b
-        return self.shared.pvera_A[:, :columns].to(like), self.shared.pvera_B[:rows].to(like)
-
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return diag(λ_d) · A for the mean, and diag(λ_b) · B."""
         a, b = self.projections()
         r = b.shape[-1]
         return self.pvera_lambda_d[:r].unsqueeze(-1) * a[:r], self.pvera_lambda_b.unsqueeze(-1) * b
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.pvera_dropout(x)
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return λ_b ∘ B · z, with z for the input after dropout.
@@ -65,7 +61,7 @@ class PveraAdapter(LowRankDelta):
         The vectors scale features rather than matrices: training then needs no gradient in a matrix's size.
         """
         a, b = self.projections()
-        features = self.into_rank(a.repeat(self.base.groups, 1), self.pvera_dropout(x))
+        features = self.into_rank(a.repeat(self.base.groups, 1), self.entering(x))
         latent = self.base.with_features_last(self._latent, features)
         output = self.base.apply_pointwise(b, latent)
         return self.base.with_features_last(lambda change: change * self.pvera_lambda_b, output)

@@ -61,9 +61,9 @@ class RandLoraAdapter(LowRankDelta):
         scales = (self.scaling * self.randlora_lambda).unsqueeze(-1)
         return (scales * a * self.randlora_gamma.unsqueeze(-3)).flatten(-3, -2)
 
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return Δ · dropout(x)."""
-        return super().delta_forward(self.randlora_dropout(x))
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.randlora_dropout(x)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scaling={self.scaling:g}"

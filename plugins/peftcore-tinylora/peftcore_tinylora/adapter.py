@@ -57,9 +57,9 @@ class TinyLoraAdapter(LowRankDelta):
             return self.tinylora_B.mT, (mixed @ self.tinylora_A).mT
         return self.tinylora_A, self.tinylora_B @ mixed
 
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return B · (Σᵢ vᵢ Pᵢ) · A · dropout(x)."""
-        return super().delta_forward(self.tinylora_dropout(x))
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.tinylora_dropout(x)
 
 
 def leading_factors(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:

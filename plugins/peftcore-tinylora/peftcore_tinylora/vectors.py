@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from peftcore.adapters.parts import whole_layer
 from peftcore.base_layers import BaseLayer
-from peftcore.base_layers.rows import RowsLayer
 from peftcore_tinylora.config import TinyLoraConfig
 
 
@@ -31,7 +31,7 @@ class TinyLoraVectors(nn.Module):
 
     def number(self, base: BaseLayer) -> int:
         """Return which of the adapter's layers this is, counted from 0; parts of a fused layer are that layer."""
-        return self._numbers[base.base if isinstance(base, RowsLayer) else base]
+        return self._numbers[whole_layer(base)]
 
     def vector(self, number: int) -> Tensor:
         """Return the vector of the group that a layer belongs to."""

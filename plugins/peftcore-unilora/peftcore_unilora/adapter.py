@@ -51,9 +51,9 @@ class UniLoraAdapter(LowRankDelta):
         scales = self.get_buffer(f"unilora_scales_{name}")
         return self.shared.unilora_theta_d.to(scales)[self.get_buffer(f"unilora_indices_{name}")] * scales
 
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return B · A · dropout(x)."""
-        return super().delta_forward(self.unilora_dropout(x))
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.unilora_dropout(x)
 
     def before_load(self, state: Mapping[str, Tensor]) -> None:
         """Check that every index names an entry of θ.

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peftcore.adapters.parts import own_rows, whole_layer
 from peftcore.base_layers import BaseLayer
-from peftcore.base_layers.rows import RowsLayer
 from peftcore_unilora.config import UniLoraConfig
 
 
@@ -35,11 +35,10 @@ class UniLoraVector(nn.Module):
 
         Stacked experts have ``[experts]`` in front. Parts of a fused layer have its A, and their rows of its B.
         """
-        whole = base.base if isinstance(base, RowsLayer) else base
+        whole = whole_layer(base)
         out, into = whole.matrix_shape
         a, b = torch.split(self._parts[whole], [whole.stack * r * into, whole.stack * out * r])
-        a, b = a.reshape(*whole.stack_shape, r, into), b.reshape(*whole.stack_shape, out, r)
-        return a, b[base.rows] if isinstance(base, RowsLayer) else b
+        return a.reshape(*whole.stack_shape, r, into), own_rows(base, b.reshape(*whole.stack_shape, out, r))
 
 
 def _assigned(number: int, length: int, seed: int) -> Tensor:

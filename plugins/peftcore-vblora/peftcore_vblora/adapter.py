@@ -67,9 +67,9 @@ class VBLoRAAdapter(LowRankDelta):
         vectors = self.shared.vblora_vector_bank.to(logits)[indices]
         return (values.softmax(-1).unsqueeze(-1) * vectors).sum(-2)
 
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return B · A · dropout(x)."""
-        return super().delta_forward(self.vblora_dropout(x))
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.vblora_dropout(x)
 
     def saved_module(self) -> nn.Module:
         """Return this module; with ``save_only_topk_weights``, one that holds the small form."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from peftcore.adapters.projections import ProjectionPair
 from peftcore.hookspecs import hookimpl
 from peftcore.method import PeftMethod
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_vera.adapter import VeraAdapter
 from peftcore_vera.config import VeraConfig
-from peftcore_vera.projections import VeraProjections
 
-__all__ = ["VeraAdapter", "VeraConfig", "VeraProjections"]
+__all__ = ["VeraAdapter", "VeraConfig"]
 
 
 @hookimpl
@@ -19,7 +19,7 @@ def register_peft_method() -> PeftMethod:
         name="vera",
         config_cls=VeraConfig,
         adapter_cls=VeraAdapter,
-        shared_cls=VeraProjections,
+        shared_cls=ProjectionPair,
         prefix="vera_",
         default_targets={**ATTENTION_PROJECTIONS, "phi": ["q_proj", "v_proj"]},
         paper="2310.11454",

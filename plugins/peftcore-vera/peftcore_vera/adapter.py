@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.dropout import input_dropout
-from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.projections import ProjectedDelta, ProjectionPair
 from peftcore.base_layers import BaseLayer
 from peftcore_vera.config import VeraConfig
-from peftcore_vera.projections import VeraProjections
 
 
-class VeraAdapter(LowRankDelta):
+class VeraAdapter(ProjectedDelta):
     """Vector-based random matrix adaptation of one layer: Δ = diag(λ_b) · B · diag(λ_d) · A (arXiv 2310.11454).
 
     The parameters are ``vera_lambda_b`` ``[out]`` and ``vera_lambda_d`` ``[r]``; where experts are stacked, each has
@@ -23,9 +22,7 @@ class VeraAdapter(LowRankDelta):
         ConfigError: Dropout can't act on the layer.
     """
 
-    shared: VeraProjections
-
-    def __init__(self, base: BaseLayer, config: VeraConfig, shared: VeraProjections) -> None:
+    def __init__(self, base: BaseLayer, config: VeraConfig, shared: ProjectionPair) -> None:
         super().__init__(base, config, shared)
         self.vera_dropout = input_dropout(base, config, "vera_dropout")
         self.vera_lambda_b = nn.Parameter(torch.ones(*base.stack_shape, base.matrix_shape[0]))
@@ -34,26 +31,23 @@ class VeraAdapter(LowRankDelta):
             nn.init.zeros_(self.vera_lambda_b)
             nn.init.constant_(self.vera_lambda_d, config.d_initial)
 
-    def projections(self) -> tuple[Tensor, Tensor]:
-        """Return A ``[r, in · kernel]`` and B ``[out, r]`` for this layer: views, unless the layer is elsewhere."""
-        rows, columns = self.base.matrix_shape
-        like = self.vera_lambda_b
-        return self.shared.vera_A[:, :columns].to(like), self.shared.vera_B[:rows].to(like)
-
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return diag(λ_d) · A and diag(λ_b) · B."""
         a, b = self.projections()
         return self.vera_lambda_d.unsqueeze(-1) * a, self.vera_lambda_b.unsqueeze(-1) * b
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Return the input after dropout."""
+        return self.vera_dropout(x)
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return λ_b ∘ B · (λ_d ∘ A · dropout(x)).
 
         The vectors scale features rather than matrices: training then needs no gradient in a matrix's size.
         """
-        x = self.vera_dropout(x)
         if self.base.groups > 1:
             return super().delta_forward(x)
         a, b = self.projections()
         scale = self.base.with_features_last
-        features = scale(lambda hidden: hidden * self.vera_lambda_d, self.into_rank(a, x))
+        features = scale(lambda hidden: hidden * self.vera_lambda_d, self.into_rank(a, self.entering(x)))
         return scale(lambda output: output * self.vera_lambda_b, self.base.apply_pointwise(b, features))
