@@ -1,0 +1,75 @@
+"""DeftAdapter: a subspace of a layer's outputs, taken out of its weight and filled anew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.sizes import check_rank
+from peftcore.base_layers import BaseLayer
+from peftcore_deft.config import DeftConfig
+
+
+class DeftAdapter(LowRankDelta):
+    """Subspace removal and injection on one layer, Δ = Q · (s · R − Fᵀ · W) (arXiv 2509.22793, 2406.05641).
+
+    W is the frozen weight seen as ``[out, in · kernel]``; Q and F ``[out, r]`` follow from P.
+    The parameters are ``deft_P`` ``[out, r]`` and, but for PaRa, ``deft_R`` ``[r, in · kernel]``, with r no larger than
+    out. Stacked experts have one pair each, ``[experts, …]``.
+    Dropout acts on R's input, and so not on an embedding, whose input are token ids.
+
+    Raises:
+        ConfigError: The rank is above both sizes of the weight, or dropout can't act on the layer.
+    """
+
+    depends_on_weight = True
+
+    def __init__(self, base: BaseLayer, config: DeftConfig, shared: None = None) -> None:
+        super().__init__(base, config, shared)
+        check_rank(base, config, "r")
+        self.scaling = 1.0 if config.alpha is None else config.alpha / config.r
+        self.orthonormal = config.decomposition_method == "qr"
+        self.deft_dropout = input_dropout(base, config, "deft_dropout")
+        out, into = base.matrix_shape
+        r = min(config.r, out)
+        self.deft_P = nn.Parameter(torch.empty(*base.stack_shape, out, r).normal_(std=0.02))
+        self.deft_R: nn.Parameter | None = None
+        if not config.para:
+            r_start = torch.empty(*base.stack_shape, r, into)
+            if config.init_weights and not r_start.is_meta:
+                r_start = self._removed(self.subspace()[1]) / self.scaling
+            elif not config.init_weights:
+                r_start.normal_(std=0.02 * config.init_scale)
+            self.deft_R = nn.Parameter(r_start.detach())
+
+    def subspace(self) -> tuple[Tensor, Tensor]:
+        """Return Q and F, both ``[out, r]``."""
+        p = self.deft_P
+        if not self.orthonormal:
+            return p, p.relu()
+        q = torch.linalg.qr(p.to(torch.promote_types(p.dtype, torch.float32)))[0].to(p.dtype)
+        return q, q
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return s · R − Fᵀ · W and Q."""
+        q, f = self.subspace()
+        removed = self._removed(f)
+        return -removed if self.deft_R is None else self.deft_R * self.scaling - removed, q
+
+    def delta_forward(self, x: Tensor) -> Tensor:
+        """Return Q · (s · R · dropout(x) − Fᵀ · W · x)."""
+        output = super().delta_forward(x)
+        dropped = self.deft_dropout(x)
+        if dropped is x or self.deft_R is None:
+            return output
+        injected = self.subspace()[0] @ (self.deft_R * self.scaling)
+        return output + self.base.apply(injected.reshape(self.base.weight_shape), dropped - x)
+
+    def _removed(self, f: Tensor) -> Tensor:
+        """Return Fᵀ · W, ``[r, in · kernel]``."""
+        return f.mT @ self.base.weight().to(f).reshape(*self.base.stack_shape, *self.base.matrix_shape)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r={self.deft_P.shape[-1]}, orthonormal={self.orthonormal}"
