@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from peftcore.adapters.base import Adapter
-from peftcore.adapters.delta import WeightDelta
+from peftcore.adapters.delta import ThinFactors, WeightDelta
 from peftcore.adapters.low_rank import TakesFactors
 from peftcore.base_layers.base import BaseLayer
 from peftcore.base_layers.parameter import ParameterLayer
@@ -165,7 +165,8 @@ def _auxiliary_state(tuner: Tuner) -> dict[str, Tensor]:
 
 def _take(new: Placement, old: Placement, rank: int) -> LayerError:
     delta = _delta(old).double()
-    a, b = _factors(delta, old.base, rank)
+    thin = old.adapter.thin_factors() if isinstance(old.adapter, WeightDelta) else None
+    a, b = _factors(delta, old.base, rank, thin)
     adapter = new.adapter
     assert isinstance(adapter, TakesFactors) and isinstance(adapter, WeightDelta)
     dtype = torch.float32 if delta.is_meta else adapter.dtype
@@ -207,13 +208,23 @@ def _check_bias(placement: Placement, change: Tensor | None) -> None:
         )
 
 
-def _factors(delta: Tensor, base: BaseLayer, rank: int) -> tuple[Tensor, Tensor]:
-    """Return A and B of a rank whose product is nearest to Δ, apart for each group or expert."""
+def _factors(delta: Tensor, base: BaseLayer, rank: int, thin: ThinFactors | None) -> tuple[Tensor, Tensor]:
+    """Return A and B of a rank whose product is nearest to Δ, apart for each group or expert.
+
+    Args:
+        delta: Δ.
+        base: The layer's view.
+        rank: The rank.
+        thin: Factors of which Δ is the product, if there are such.
+    """
     if base.groups > 1:
         delta, rank = delta.reshape(base.groups, -1, *delta.shape[1:]).flatten(2), rank // base.groups
     elif base.stack == 1:
         delta = delta.flatten(1)
-    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    if thin is not None and 2 * len(thin.a) < min(delta.shape):
+        left, values, right = _decomposed_product(thin)
+    else:
+        left, values, right = torch.linalg.svd(delta, full_matrices=False)
     kept = min(rank, values.shape[-1])
     root = values[..., :kept].sqrt()
     a, b = root[..., None] * right[..., :kept, :], left[..., :kept] * root[..., None, :]
@@ -222,3 +233,12 @@ def _factors(delta: Tensor, base: BaseLayer, rank: int) -> tuple[Tensor, Tensor]
         torch.cat([a, a.new_zeros(*a.shape[:-2], missing, a.shape[-1])], dim=-2),
         torch.cat([b, b.new_zeros(*b.shape[:-1], missing)], dim=-1),
     )
+
+
+def _decomposed_product(thin: ThinFactors) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular value decomposition of a product of thin factors, as small as they are."""
+    a, b = thin.a.double(), thin.b.double() * thin.scaling
+    across, upper_a = torch.linalg.qr(a.mT)
+    along, upper_b = torch.linalg.qr(b)
+    left, values, right = torch.linalg.svd(upper_b @ upper_a.mT)
+    return along @ left, values, right @ across.mT

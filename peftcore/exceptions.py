@@ -44,7 +44,7 @@ class RegistrationError(PeftCoreError, ValueError):
 
 
 class NewPackageError(PeftCoreError, ValueError):
-    """A package for a new method can't be written: its name is illegal or taken, or its folder is."""
+    """A package for a new method can't be written: its name is illegal or taken."""
 
 
 # ------------------------------------------------------------------------------------ configs and targets

@@ -1,8 +1,9 @@
-"""Where an adapter directory is: on the disk, or fetched from the hub."""
+"""Where an adapter directory is: on the disk, or fetched from the hub; and bringing one there."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,58 @@ def _download(model_id: str, subfolder: str, arguments: dict[str, Any]) -> Path:
         return Path(snapshot_download(model_id, allow_patterns=wanted, **arguments))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{model_id} is no folder here, and the hub does not give it: {error}") from error
+
+
+class SharedOnHub:
+    """Adds ``push_to_hub`` to what can write itself into a directory."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **saving: Any,
+    ) -> str:
+        """Write adapters into a repository on the hub, which is made if there is none.
+
+        Args:
+            repo_id: ``owner/name``.
+            commit_message, commit_description: Of the commit.
+            private: Whether a new repository is private; None leaves that to its owner's settings.
+            token: Who asks; None takes the token that is stored on this machine.
+            revision: A branch, which has to be there; None is the main one.
+            create_pr: Propose the commit instead of making it.
+            **saving: For :meth:`save_pretrained`: ``selected_adapters``, ``max_shard_size`` …
+
+        Returns:
+            The address of the commit, or of the proposal.
+
+        Raises:
+            CheckpointError: huggingface_hub is not installed, or the hub refuses.
+            AdapterNameError: There is no such adapter; nothing was sent.
+        """
+        try:
+            from huggingface_hub import HfApi
+        except ImportError:
+            raise CheckpointError("Sharing on the hub needs huggingface_hub: pip install peftcore[hf]") from None
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **saving)  # type: ignore[attr-defined]
+            hub = HfApi(token=token)
+            try:
+                repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                commit = hub.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    commit_message=commit_message or "Upload adapter",
+                    commit_description=commit_description,
+                    revision=revision,
+                    create_pr=create_pr,
+                )
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"The adapter can't be brought to {repo_id} on the hub: {error}") from error
+        return commit.pr_url or commit.commit_url

@@ -20,7 +20,7 @@ from peftcore.checkpoint import LoadReport, adapter_state, are_large, writer_of
 from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import AdapterNameError, ConfigError
 from peftcore.files import read_tensors, write_directory
-from peftcore.hub import resolve_directory
+from peftcore.hub import SharedOnHub, resolve_directory
 from peftcore.mixed_batches import assigned_rows
 from peftcore.peft_type import TaskType
 from peftcore.signatures import refuse_arguments, signed_as
@@ -30,7 +30,7 @@ from peftcore.tuner import Tuner
 from peftcore.views import View, Viewed
 
 
-class PeftModel(Viewed, nn.Module):
+class PeftModel(Viewed, SharedOnHub, nn.Module):
     """A model with adapters.
 
     Any attribute that is not listed here is the user's model's.

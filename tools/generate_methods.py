@@ -24,7 +24,8 @@ from torch import nn
 
 from peftcore import get_peft_model
 from peftcore.adapters.base import Adapter
-from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.adapters.delta import MATRIX_KINDS
+from peftcore.cli.description import describe
 from peftcore.exceptions import PluginError, TargetError
 from peftcore.method import PeftMethod
 from peftcore.prompts import PromptEncoder
@@ -129,12 +130,6 @@ def is_prompt(name: str) -> bool:
     return load(name).encoder_cls is not None
 
 
-def family(adapter: type[Adapter]) -> type[Adapter]:
-    """Returns the core's most general class, but for Adapter, from which an adapter derives."""
-    bases = (cls for cls in reversed(adapter.__mro__) if cls.__module__.startswith("peftcore.adapters."))
-    return next((cls for cls in bases if cls is not Adapter), Adapter)
-
-
 def paper(source: str | None) -> str:
     if source is None:
         return "–"
@@ -146,12 +141,6 @@ def kinds(adapter: type[Adapter]) -> str:
     others = sorted(adapter.kinds - MATRIX_KINDS)
     usual = [kind for kind in ("linear", "conv1d", "conv2d", "conv3d", "embedding") if kind in adapter.kinds]
     return ", ".join([*usual, *sorted(adapter.kinds & MATRIX_KINDS - set(usual)), *others])
-
-
-def mergeable(adapter: type[Adapter]) -> str:
-    declared: object = adapter.mergeable
-    # A property where it depends on the layer or the config.
-    return {True: "yes", False: "no"}[declared] if isinstance(declared, bool) else "mostly"
 
 
 def count(method: PeftMethod, build: Callable[[], nn.Module], layers: int = 1) -> int:
@@ -251,14 +240,14 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[st
 
 def method_row(name: str, folder: Path) -> list[str]:
     method = load(name)
-    adapter = adapter_cls(method)
+    adapter, said = adapter_cls(method), describe(method)
     return [
         f"[`{name}`](../plugins/{folder.name})",
-        f"`{family(adapter).__name__}`",
+        f"`{said.family}`",
         paper(method.paper),
         kinds(adapter),
-        mergeable(adapter),
-        "once" if issubclass(adapter, WeightDelta) else "per adapter",
+        said.mergeable,
+        "once" if said.mixed_batch == "1 pass" else "per adapter",
         shared_state(method),
         trainable(method),
         str(length(package(folder))),

@@ -10,7 +10,6 @@ import datetime
 import re
 import shlex
 import string
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ from importlib_metadata import version
 from packaging.version import Version
 
 from peftcore.catalog import Catalog, canonical, catalog, name_problem
+from peftcore.cli.writing import new_directory
 from peftcore.exceptions import NewPackageError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -90,8 +90,8 @@ def write_package(
         The files, sorted.
 
     Raises:
-        NewPackageError: The name is illegal or taken, the folder exists or can't be written, or there is no such family
-            or license. Nothing was written.
+        NewPackageError: The name is illegal or taken, or there is no such family or license.
+        OutputError: The folder exists, or can't be written. Either way nothing was written.
     """
     _check_choice("family", family, FAMILIES)
     _check_choice("license", license, LICENSES)
@@ -99,10 +99,11 @@ def write_package(
     values = _values(name, family, license)
     target = Path(values["distribution"]) if directory is None else directory
     texts = dict(_package(values, family, license))
-    try:
-        _write(target, texts)
-    except OSError as error:
-        raise NewPackageError(f"{target} can't be written: {error.strerror or error}.") from error
+    with new_directory(target) as made:
+        for path, text in texts.items():
+            file = made / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8", newline="\n")
     return sorted(target / path for path in texts)
 
 
@@ -172,21 +173,3 @@ def _find(folders: list[Path], name: str) -> Path | None:
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
     return _Template(text).substitute(values)
-
-
-# ----------------------------------------------------------------------------------------------- writing
-
-
-def _write(target: Path, texts: Mapping[str, str]) -> None:
-    """Write the files beside the target and give them its name, so that an error leaves nothing."""
-    if target.exists() or target.is_symlink():
-        raise NewPackageError(f"{target} exists already. Name another folder with --directory, or another method.")
-    if not target.parent.is_dir():
-        raise NewPackageError(f"{target.parent} is no folder. Make it first, or name another one with --directory.")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".peftcore-new-") as beside:
-        made = Path(beside) / "package"
-        for path, text in texts.items():
-            file = made / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8", newline="\n")
-        made.rename(target)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +33,9 @@ def new_directory(target: Path) -> Iterator[Path]:
     check_new(target)
     made: Path | None = None
     try:
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+        made = target.absolute().parent / f".{target.name}.{secrets.token_hex(8)}"
+        made.mkdir()
         yield made
-        made.chmod(0o777 & ~_umask())
         check_new(target)  # somebody may have been here meanwhile, and an empty folder would be replaced in silence
         made.rename(target)
     except OSError as error:
@@ -44,9 +43,3 @@ def new_directory(target: Path) -> Iterator[Path]:
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -16,6 +16,7 @@ def test_every_method_is_described_from_its_own_plugin(run_json):
         assert set(described["layers"]) == (set(method.adapter_cls.kinds) if method.adapter_cls else set())
     assert found["lora"]["family"] == "WeightDelta"
     assert found["oft"]["family"] == "WeightTransform"
+    assert found["ln_tuning"]["family"] == "Selective"
     assert found["prompt_tuning"]["family"] == "PromptEncoder" and found["prompt_tuning"]["mergeable"] == "no"
 
 

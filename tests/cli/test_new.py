@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from peftcore.catalog import Catalog
 from peftcore.cli.new import FAMILIES, LICENSES, versions_for, write_package
-from peftcore.exceptions import NewPackageError
+from peftcore.exceptions import NewPackageError, OutputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -190,14 +190,14 @@ def test_what_exists_stays_as_it_is(kind: str, tmp_path: Path) -> None:
     if kind == "broken link":
         target.symlink_to(tmp_path / "nowhere")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(NewPackageError, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         write_package("brand_new", directory=target)
     assert sorted(tmp_path.rglob("*")) == before
     assert all(path.read_text() == "theirs" for path in before if path.is_file())
 
 
 def test_a_folder_in_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NewPackageError, match="nowhere is no folder"):
+    with pytest.raises(OutputError, match="nowhere is no folder"):
         write_package("brand_new", directory=tmp_path / "nowhere" / "package")
     assert list(tmp_path.iterdir()) == []
 
@@ -211,7 +211,7 @@ def test_a_disk_that_fails_halfway_leaves_nothing(tmp_path: Path, monkeypatch: p
         return write(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "write_text", fail_late)
-    with pytest.raises(NewPackageError, match="package can't be written: No space left on device"):
+    with pytest.raises(OutputError, match="package can't be written: No space left on device"):
         write_package("brand_new", directory=tmp_path / "package")
     assert list(tmp_path.iterdir()) == []
 

@@ -66,7 +66,6 @@ TUNER_METHODS = ["merge_adapter", "unmerge_adapter", "merge_and_unload", "unload
 METHODS_LEFT_OUT = {
     "base_model_torch_dtype": "the model's own dtype says it",
     "create_or_update_model_card": "files hold what readers read",
-    "push_to_hub": "huggingface_hub's upload_folder does it",
     "get_prompt": "prompt methods bring theirs",
     "get_prompt_embedding_to_save": "prompt methods bring theirs",
     "prepare_model_for_gradient_checkpointing": "not an adapter's business",
