@@ -7,7 +7,7 @@ What acts together, and how, is said in :mod:`peftcore.composition`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +22,7 @@ from peftcore.call_state import BASE, CallState, Rows
 from peftcore.composition import fold, run, run_deltas
 from peftcore.exceptions import AdapterNameError, CompositionError, MergeError, MixedBatchError
 from peftcore.merging import MergedWeight, check_finite, check_mergeable, stored_weight
+from peftcore.modules import LeanModule
 from peftcore.row_groups import run_rows
 from peftcore.stacking import Stacks
 
@@ -30,7 +31,7 @@ from peftcore.stacking import Stacks
 _STORES = ("adapters", "repeated", "auxiliary")
 
 
-class AdaptedLayer(nn.Module):
+class AdaptedLayer(LeanModule):
     """A frozen layer and the adapters on it.
 
     Attributes:
@@ -188,19 +189,21 @@ class AdaptedLayer(nn.Module):
         Raises:
             CompositionError: See :meth:`check_together`; nothing has changed then.
         """
-        self.check_together(names)
-        self.__dict__["_active"] = tuple(name for name in names if self.parts(name))
+        if len(names) > 1:
+            self.check_together(names)
+        self.__dict__["_active"] = tuple([name for name in names if self.parts(name)])
         self._replan()
 
     def _replan(self) -> None:
-        acting = tuple(part for name in self._active for part in self._unmerged_parts(name))
-        self.__dict__.update(_acting=acting, _only_deltas=self._are_deltas(acting))
-
-    def _unmerged_parts(self, name: str) -> Iterator[Adapter]:
-        return (part for part in self.parts(name) if part.replaces_layer or name not in self._merged)
-
-    def _are_deltas(self, parts: Iterable[Adapter]) -> bool:
-        return self.base.additive and all(isinstance(part, WeightDelta) for part in parts)
+        # In lists, which are quicker than generators: this runs for every layer whenever adapters are switched.
+        acting = [
+            part
+            for name in self._active
+            for part in self.parts(name)
+            if part.replaces_layer or name not in self._merged
+        ]
+        only_deltas = self.base.additive and all([isinstance(part, WeightDelta) for part in acting])
+        self.__dict__.update(_acting=tuple(acting), _only_deltas=only_deltas)
 
     # -------------------------------------------------------------------------------------------- forward
 

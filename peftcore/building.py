@@ -15,20 +15,27 @@ from peftcore.adapters.base import Adapter
 COARSE_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
 
 
-def parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield a module's parameters, shared ones repeatedly: torch's own way, without that, is several times slower."""
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """Return a module's parameters, shared ones repeatedly: torch's own way, without that, is several times slower."""
+    found: list[nn.Parameter] = []
+    _collect_parameters(module, found)
+    return found
+
+
+def _collect_parameters(module: nn.Module, found: list[nn.Parameter]) -> None:
     for parameter in module._parameters.values():
         if parameter is not None:
-            yield parameter
+            found.append(parameter)
     for child in module._modules.values():
         if child is not None:
-            yield from parameters_of(child)
+            _collect_parameters(child, found)
 
 
 def has_unsaved_tensors(module: nn.Module) -> bool:
     """Return whether a module holds what no file brings: indices, projections drawn from a seed."""
-    unsaved = module._non_persistent_buffers_set
-    return bool(unsaved) or any(has_unsaved_tensors(child) for child in module._modules.values() if child is not None)
+    if module._non_persistent_buffers_set:
+        return True
+    return any(child is not None and has_unsaved_tensors(child) for child in module._modules.values())
 
 
 def making_tensors_on(device: torch.device) -> AbstractContextManager[object]:

@@ -26,7 +26,7 @@ def check_together(tuners: Sequence[Tuner], layers: Iterable[AdaptedLayer]) -> N
             f"Method {alone[0]!r} can't be active together with {', '.join(sorted(set(methods) - {alone[0]}))}."
         )
     names = [tuner.name for tuner in tuners]
-    for layer in layers:
+    for layer in layers if len(names) > 1 else ():
         layer.check_together(names)
     _check_replaced(tuners)
 

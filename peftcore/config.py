@@ -105,8 +105,12 @@ class PeftConfig(Viewed):
             ConfigError: See the class.
         """
         hints = _type_hints(type(self))  # type: ignore[arg-type]  # a class has a hash, its instances don't
+        sound = _sound_defaults(type(self))  # type: ignore[arg-type]  # as above
         for field in dataclasses.fields(self):
-            problem = problem_with(getattr(self, field.name), field, hints[field.name])
+            value = getattr(self, field.name)
+            if field.name in sound and value is field.default:
+                continue
+            problem = problem_with(value, field, hints[field.name])
             if problem is not None:
                 self.refuse(field.name, problem)
 
@@ -330,6 +334,13 @@ class LayerConfig(PeftConfig):
 @functools.cache
 def _type_hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _sound_defaults(cls: Any) -> frozenset[str]:
+    """Return the fields whose own default is what they declare; the others have to be given."""
+    hints, fixed = _type_hints(cls), (f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING)
+    return frozenset(field.name for field in fixed if problem_with(field.default, field, hints[field.name]) is None)
 
 
 @functools.cache

@@ -82,6 +82,8 @@ def problem_with(value: Any, field: dataclasses.Field[Any], hint: Any) -> str | 
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotation's type; an int counts as a float, a bool as neither."""
+    if type(hint) is type:  # as most annotations are, and those of the entries of long lists
+        return _fits_class(value, hint)
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -97,11 +99,14 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, origin) and all(fits(item, parts[0]) for item in value)
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, Mapping) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def _fits_class(value: Any, wanted: type) -> bool:
+    if wanted is float or wanted is int:
+        numbers = (int, float) if wanted is float else int
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, wanted)
 
 
 def _fits_tuple(value: Any, parts: tuple[Any, ...]) -> bool:

@@ -20,7 +20,7 @@ _WIDTH = 24
 def progress(items: Collection[T], doing: str, *, at_once: bool = False) -> Iterable[T]:
     """Return the items, and show how far their consumer has come while it works through them.
 
-    Nothing is shown unless it takes longer than two seconds and standard error is a terminal.
+    Nothing is shown unless it takes longer than two seconds and standard error is a terminal or a notebook.
 
     Args:
         items: What is worked through.
@@ -28,9 +28,14 @@ def progress(items: Collection[T], doing: str, *, at_once: bool = False) -> Iter
         at_once: Show it from the start, and on whatever standard error is.
     """
     stream = sys.stderr
-    if stream is None or not (at_once or stream.isatty()):
+    if stream is None or not (at_once or _is_looked_at(stream)):
         return items
     return _shown(items, doing, stream, 0.0 if at_once else _LONG)
+
+
+def _is_looked_at(stream: TextIO) -> bool:
+    """Whether a stream is a terminal, or a notebook's, which draws a line anew as a terminal does."""
+    return stream.isatty() or type(stream).__module__ == "ipykernel.iostream"
 
 
 def _shown(items: Collection[T], doing: str, stream: TextIO, after: float) -> Iterator[T]:

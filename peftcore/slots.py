@@ -72,8 +72,13 @@ class Placement:
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the frozen module behind any adapted layers."""
     while isinstance(module, AdaptedLayer):
-        module = module.base_layer
+        module = _inside(module)
     return module
+
+
+def _inside(layer: AdaptedLayer) -> nn.Module:
+    # Not by attribute: this runs for every module of a model, and nn.Module's attributes are slow.
+    return layer._modules["base_layer"]  # type: ignore[return-value]
 
 
 def wrappers(sites: Sites) -> Iterator[AdaptedLayer]:
@@ -81,7 +86,7 @@ def wrappers(sites: Sites) -> Iterator[AdaptedLayer]:
     module: nn.Module | None = standing_at(sites)
     while isinstance(module, AdaptedLayer):
         yield module
-        module = module.base_layer
+        module = _inside(module)
 
 
 def standing_at(sites: Sites) -> nn.Module:

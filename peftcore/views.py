@@ -6,7 +6,6 @@ Texts may come from files of strangers, so nothing in them is taken for markup o
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,6 +131,8 @@ def _escape(character: str) -> str:
 
 
 def _escaped(text: str) -> str:
+    import html  # its table of entities takes as long to read as a room of the core
+
     return html.escape(_printable_lines(text))
 
 

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from peftcore.base_layers.base import BaseLayer
 from peftcore.config import PeftConfig
 from peftcore.exceptions import ConfigError, NotMergeableError
+from peftcore.modules import LeanModule
 
 #: What an adapter stands around: the frozen layer, or it and the adapters before.
 Below = Callable[..., Any]
 
 
-class Adapter(nn.Module):
+class Adapter(LeanModule):
     """What one method adds to one layer.
 
     ``state_dict()`` of :meth:`saved_module` is what the file holds for this layer, in the file's names.
@@ -175,7 +176,7 @@ def _first_tensor(module: nn.Module) -> Tensor | None:
     return None
 
 
-class AdapterDict(nn.Module):
+class AdapterDict(LeanModule):
     """Adapters by name. Any name without a dot is a legal key, also one that :class:`torch.nn.ModuleDict` refuses."""
 
     def __getitem__(self, name: str) -> Adapter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -76,14 +77,20 @@ class WeightDelta(Adapter):
         """
         return None
 
+    def thin_places(self) -> Sequence[tuple[Mapping[str, Any], str]]:
+        """Return everything that :meth:`thin_factors` reads, as mappings and keys; nothing where that can't be said.
+
+        While the same objects stand there, and nothing was written to the tensors among them, the core need not ask
+        again.
+        """
+        return ()
+
     def acts_whole(self) -> bool:
-        """Whether :meth:`delta_forward` would now form Δ and let it act on the whole input.
+        """Whether :meth:`delta_forward` would now form Δ and let it act on what is :meth:`entering`, and no more.
 
         The core then adds Δ to the weight for a call instead, where that is the cheaper way.
         """
-        own = type(self)
-        drops = self.training and own.entering is not WeightDelta.entering
-        return own.delta_forward is WeightDelta.delta_forward and not drops
+        return type(self).delta_forward is WeightDelta.delta_forward
 
     def delta_bias(self) -> Tensor | None:
         """Return the change of the bias, ``[out]``, or None."""

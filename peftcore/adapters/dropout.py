@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from peftcore.base_layers.base import BaseLayer
 from peftcore.config import PeftConfig
@@ -43,3 +45,25 @@ def input_dropout(base: BaseLayer, config: PeftConfig, field: str) -> nn.Module:
         return nn.Identity()
     check_dropout(base, config, field)
     return nn.Dropout(probability)
+
+
+def drops(dropout: nn.Module) -> bool:
+    """Whether what :func:`input_dropout` returned would now drop something."""
+    return dropout.training and not isinstance(dropout, nn.Identity)
+
+
+def with_part_dropped(
+    base: BaseLayer, output: Tensor, x: Tensor, dropout: nn.Module, part: Callable[[], Tensor]
+) -> Tensor:
+    """Return a Δ's output where only a part of Δ sees what dropout leaves of the input.
+
+    Args:
+        base: The layer.
+        output: What all of Δ makes of the whole input.
+        x: The input.
+        dropout: What :func:`input_dropout` returned.
+        part: Returns the part, shaped as Δ is; asked only if something is dropped.
+    """
+    if not drops(dropout):
+        return output
+    return output + base.apply(part().reshape(base.weight_shape), dropout(x) - x)

@@ -42,6 +42,8 @@ def run_with_formed_deltas(base: BaseLayer, deltas: Sequence[WeightDelta], x: An
     weight, bias = matrix
     if weight.dtype != x.dtype or any(delta.dtype != x.dtype or delta.delta_bias() is not None for delta in deltas):
         return None
+    if any(delta.entering(x) is not x for delta in deltas):
+        return None
     for delta in deltas:
         weight = weight + delta.canonical_delta()
     return linear(x, weight, bias)

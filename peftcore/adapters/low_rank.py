@@ -41,13 +41,17 @@ class LowRankDelta(WeightDelta):
         a, b = self.factors()
         if not b.shape[-1]:
             return super().delta_forward(x)
-        return self.base.apply_pointwise(b, self.into_rank(a, self.entering(x)))
+        output = self.base.apply_pointwise(b, self.into_rank(a, self.entering(x)))
+        bias = self.delta_bias()
+        return output if bias is None else self.base.add_bias(output, bias)
 
     def thin_factors(self) -> ThinFactors | None:
-        """Return A and B on a linear layer; None where a method has a :meth:`delta_forward` of its own."""
-        if self.base.kind != "linear" or type(self).delta_forward is not LowRankDelta.delta_forward:
+        """Return A and B on a linear layer; None where a method has a :meth:`delta_forward` of its own, or a bias."""
+        own = type(self)
+        if self.base.kind != "linear" or own.delta_forward is not LowRankDelta.delta_forward:
             return None
-        return ThinFactors(*self.factors())
+        has_bias = own.delta_bias is not WeightDelta.delta_bias and self.delta_bias() is not None
+        return None if has_bias else ThinFactors(*self.factors())
 
     def into_rank(self, a: Tensor, x: Tensor) -> Tensor:
         """Return the layer's operation with A ``[r, in · kernel]`` as its weight: an output of r features."""

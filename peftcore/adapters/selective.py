@@ -250,8 +250,8 @@ class TrainedTokens(TokenRows):
     _order: Tensor
 
     def _frozen_rows(self, index: Tensor) -> Tensor:
-        weight = self.base.weight().detach()
-        return weight[:, index.to(weight.device)].T.clone()
+        rows = self.base.weight().detach().T
+        return rows.index_select(0, index.to(rows.device))
 
     def tied(self, base: BaseLayer, config: Any) -> TiedTokens:
         """Return the rows as they act on another layer that stores the same weight."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
+from array import array
 from typing import ClassVar
 
 import torch
@@ -61,8 +62,8 @@ class SpectralDelta(WeightDelta):
         check_entries(base, config, "n_frequency")
         self.scaling = config.scaling
         out, into = base.matrix_shape
-        places = _places(out * into, config.n_frequency, config.random_loc_seed)
-        self.register_buffer("places", torch.tensor(places, device=base.device), persistent=False)
+        places = torch.frombuffer(_places(out * into, config.n_frequency, config.random_loc_seed), dtype=torch.int64)
+        self.register_buffer("places", places.to(base.device, copy=True), persistent=False)
         shape = *base.stack_shape, config.n_frequency
         start = torch.zeros(shape) if config.init_weights else self.spread * torch.randn(shape)
         self.register_parameter(f"{config.method}_spectrum", nn.Parameter(start))
@@ -95,10 +96,10 @@ class SpectralDelta(WeightDelta):
 
 
 @functools.lru_cache(maxsize=64)
-def _places(entries: int, count: int, seed: int) -> tuple[int, ...]:
+def _places(entries: int, count: int, seed: int) -> array[int]:
     """Return so many of the places in a spectrum, kept for the next layer: drawing them takes longer than all else.
 
     No tensor is kept, since one may be of a sort (made in inference mode, say) that other adapters can't use.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    return tuple(torch.randperm(entries, generator=generator, device="cpu")[:count].tolist())
+    return array("q", torch.randperm(entries, generator=generator, device="cpu")[:count].tolist())

@@ -32,7 +32,7 @@ def run_with_thin_delta(base: BaseLayer, delta: WeightDelta, x: Any) -> Tensor |
         delta: What acts on it.
         x: The layer's input, ``[..., in]``.
     """
-    if _is_watched() or not isinstance(x, Tensor) or x.dim() < 2:
+    if is_watched() or not isinstance(x, Tensor) or x.dim() < 2:
         return None
     matrix = base.plain_matrix()
     factors = None if matrix is None else delta.thin_factors()
@@ -45,18 +45,21 @@ def run_with_thin_delta(base: BaseLayer, delta: WeightDelta, x: Any) -> Tensor |
         bias = None if bias is None else bias.to(dtype)
     if x.dtype != weight.dtype or a.dtype != b.dtype:
         return None
-    dropped = _dropped(delta, x, a.dtype) if delta.training else None
+    whole = _cast(x, a.dtype)
+    seen = delta.entering(whole)
+    drops = seen is not whole
     tokens = x.numel() // max(x.shape[-1], 1)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or x.requires_grad):
         if tokens > _FEW:
-            result: Tensor = _LinearWithThinDelta.apply(x, dropped, weight, bias, a, b, scaling)  # type: ignore[no-untyped-call]
+            # A mere cast has no gradient of its own.
+            other = seen if drops else None if seen is x else seen.detach()
+            result: Tensor = _LinearWithThinDelta.apply(x, other, drops, weight, bias, a, b, scaling)  # type: ignore[no-untyped-call]
             return result
-    elif dropped is None and tokens > max(weight.shape) and weight.dtype == a.dtype == torch.float32:
+    elif not drops and tokens > max(weight.shape) and weight.dtype == a.dtype == torch.float32:
         # A coarser weight would lose what Δ adds in its last places.
         return linear(x, torch.addmm(weight, b, a, alpha=scaling), bias)
-    rows = _rows(x)
-    output = linear(rows, weight, bias)
-    _add_thin_(output, linear(_cast(rows, a.dtype) if dropped is None else _rows(dropped), a), b, scaling)
+    output = linear(_rows(x), weight, bias)
+    _add_thin_(output, linear(_rows(seen), a), b, scaling)
     return output.view(*x.shape[:-1], len(weight))
 
 
@@ -71,7 +74,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if active else None
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Whether something looks at each step, or changes what it means: a compiler, a tracer, a transform, dual numbers.
 
     They do better with the steps that they know; a compiler fuses them itself.
@@ -82,13 +85,6 @@ def _is_watched() -> bool:
         or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0
     )
-
-
-def _dropped(delta: WeightDelta, x: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Return what training has left of the input, in the adapter's dtype; None if that is all of it."""
-    whole = _cast(x, dtype)
-    left = delta.entering(whole)
-    return None if left is whole else left
 
 
 def _add_thin_(output: Tensor, features: Tensor, b: Tensor, scaling: float) -> None:
@@ -119,7 +115,7 @@ def _outer(like: Tensor, out: Tensor, features: Tensor, scaling: float) -> Tenso
 
 
 class _LinearWithThinDelta(torch.autograd.Function):
-    """The gradients are those of the input, of what is left of it after dropout, and of both factors.
+    """The gradients are those of the input, of what dropout has left of it, and of both factors.
 
     Everything is computed by differentiable steps, so gradients can be differentiated again.
     """
@@ -128,33 +124,44 @@ class _LinearWithThinDelta(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        dropped: Tensor | None,
+        seen: Tensor | None,
+        drops: bool,
         weight: Tensor,
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
         scaling: float,
     ) -> Tensor:
-        features = _rows(linear(_cast(x, a.dtype) if dropped is None else dropped, a))
+        """Return the output.
+
+        Args:
+            ctx: What backward gets.
+            x: The input.
+            seen: What A acts on, where that is another tensor: a cast, or what dropout has left.
+            drops: Whether dropout has made it.
+            weight, bias: Of the frozen layer.
+            a, b, scaling: Of the delta.
+        """
+        features = _rows(linear(x if seen is None else seen, a))
         output = linear(x, weight, bias)
         _add_thin_(_rows(output), features, b, scaling)
-        # A's gradient takes the input, or what dropout has left of it; B's, the features.
-        _, _, _, _, of_a, of_b, _ = ctx.needs_input_grad
-        kept = (x if dropped is None else dropped) if of_a or of_b else None
+        # A's gradient takes the input, or what dropout has left of it; B's, the features. A cast is made again.
+        _, _, _, _, _, of_a, of_b, _ = ctx.needs_input_grad
+        kept = (seen if drops else x) if of_a or of_b else None
         ctx.save_for_backward(kept, features if of_b else None, weight, a, b)
-        ctx.scaling, ctx.drops = scaling, dropped is not None
+        ctx.scaling, ctx.drops = scaling, drops
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, features, weight, a, b = ctx.saved_tensors
-        of_x, of_dropped, _, _, of_a, of_b, _ = ctx.needs_input_grad
+        of_x, of_seen, _, _, _, of_a, of_b, _ = ctx.needs_input_grad
         outer = _rows(gradient)
         fine = _cast(outer, b.dtype)
         # With beta = 0 the first argument only lends its shape, and alpha scales without another pass.
         shape = fine.new_empty(1, len(a)) if features is None else features
         of_features = torch.addmm(shape, fine, b, beta=0, alpha=ctx.scaling)
-        gradient_a = gradient_b = gradient_x = gradient_dropped = None
+        gradient_a = gradient_b = gradient_x = gradient_seen = None
         if of_a:
             gradient_a = of_features.t().mm(_rows(_cast(kept, a.dtype)))
         if of_b:
@@ -168,6 +175,6 @@ class _LinearWithThinDelta(torch.autograd.Function):
             elif not ctx.drops:
                 gradient_x.add_(of_features.mm(a))
             gradient_x = gradient_x.view(*gradient.shape[:-1], a.shape[1])
-        if of_dropped:
-            gradient_dropped = of_features.mm(a).view(*gradient.shape[:-1], a.shape[1])
-        return gradient_x, gradient_dropped, None, None, gradient_a, gradient_b, None
+        if of_seen:
+            gradient_seen = of_features.mm(a).view(*gradient.shape[:-1], a.shape[1])
+        return gradient_x, gradient_seen, None, None, None, gradient_a, gradient_b, None

@@ -297,8 +297,9 @@ class DenseLayer(BaseLayer):
     @property
     def stored(self) -> Tensor:
         """The weight as the layer stores it."""
-        stored: Tensor = getattr(self.layer, self.weight_name)
-        return stored
+        # Not by attribute where it is the layer's own parameter: nn.Module's attributes are slow.
+        stored: Tensor | None = self.layer._parameters.get(self.weight_name)
+        return getattr(self.layer, self.weight_name) if stored is None else stored
 
     def read_weight(self) -> Tensor:
         return self.stored

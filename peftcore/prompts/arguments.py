@@ -30,19 +30,24 @@ _IGNORED = -100
 
 def bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by their names in the model's forward."""
-    names = inspect.signature(model.forward).parameters if args else ()
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(_parameters_of(model), args, strict=False)), **kwargs} if args else dict(kwargs)
 
 
 def takes(module: nn.Module, name: str) -> bool:
     """Whether a module's forward has a parameter of this name."""
-    return name in _parameters_of(getattr(module.forward, "__func__", module.forward))
+    return name in _parameters_of(module)
+
+
+def _parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of a module's forward's parameters, in order."""
+    function = getattr(module.forward, "__func__", None)
+    return _names(module.forward) if function is None else _names(function)[1:]
 
 
 @functools.lru_cache
-def _parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+def _names(function: Callable[..., Any]) -> tuple[str, ...]:
     # Every call asks for these, and a signature takes as long to find out as a small layer to run.
-    return frozenset(inspect.signature(function).parameters)
+    return tuple(inspect.signature(function).parameters)
 
 
 def rows_of(arguments: Mapping[str, Any]) -> tuple[int, torch.device]:
@@ -127,7 +132,7 @@ def widen_mask_of_encoded(call: PromptedCall, arguments: dict[str, Any]) -> None
     mask, slots = arguments.get("attention_mask"), call.embeddings[MAIN]
     encoded = arguments["encoder_outputs"][0]
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] + slots.used.shape[1] == encoded.shape[1]:
-        layout = Layout(slots.used, padding_on_the_left(mask), empty_at_end=True)
+        layout = Layout(slots.used, padding_on_the_left(mask), empty_at_end=True, all_used=slots.all_used)
         arguments["attention_mask"] = layout.widen_mask(mask)
 
 
@@ -179,7 +184,9 @@ def widen(
     mask = arguments.get(f"{side}attention_mask")
     flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
     offsets = None if flat is None or flat.shape[1] <= past else padding_on_the_left(flat[:, past:])
-    layout = None if slots is None else Layout(slots.used, offsets, empty_at_end=not _is_causal(model, side))
+    layout = None
+    if slots is not None:
+        layout = Layout(slots.used, offsets, empty_at_end=not _is_causal(model, side), all_used=slots.all_used)
     columns = Columns(past, None if prefix is None else prefix.used, layout)
     if side or not sizes.is_encoder_decoder:
         call.columns = columns
@@ -194,7 +201,7 @@ def widen(
             embeds, columns, values, seen=seen, prefix_in_ids=prefix_in_ids
         )
     elif layout is not None:
-        call.windows[side] = Window(*columns.places(length))
+        call.windows[side] = Window(columns, length)
     if flat is None and mask is None and not columns.is_full():
         if tokens is None:
             raise TaskError(f"Rows with different prefixes need {side}input_ids, or a mask, in {type(model).__name__}.")
@@ -230,8 +237,11 @@ def widen_ids(ids: Tensor, columns: Columns, model: nn.Module, *, seen: int, pre
     parts = [ids[:, :seen]]
     if prefix_in_ids and columns.prefix is not None:
         parts.append(torch.where(columns.prefix, first, empty))
-    parts.append(own if layout is None else layout.insert(torch.where(layout.used, first, empty), own))
-    return torch.cat(parts, 1)
+    if layout is not None:
+        own = layout.insert(
+            first.expand(-1, layout.slots) if layout.all_used else torch.where(layout.used, first, empty), own
+        )
+    return torch.cat([*parts, own], 1)
 
 
 def widen_embeds(embeds: Tensor, columns: Columns, values: Tensor | None, *, seen: int, prefix_in_ids: bool) -> Tensor:

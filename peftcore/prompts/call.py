@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -25,14 +26,18 @@ class Slots(NamedTuple):
     Attributes:
         values: ``[rows, slots, …]``.
         used: Which slots hold one, ``[rows, slots]``, bool; a row's last ones.
+        all_used: Whether all are known to.
     """
 
     values: Tensor
     used: Tensor
+    all_used: bool = False
 
     def repeated(self, times: int) -> Slots:
         """Return them with each row so many times."""
-        return self if times == 1 else Slots(*(tensor.repeat_interleave(times, 0) for tensor in self))
+        if times == 1:
+            return self
+        return Slots(self.values.repeat_interleave(times, 0), self.used.repeat_interleave(times, 0), self.all_used)
 
     def for_rows(self, rows: int) -> Slots:
         """Return them for so many rows: each repeated, or, where all are the same, any number.
@@ -43,9 +48,9 @@ class Slots(NamedTuple):
         times, rest = divmod(rows, len(self.values))
         if not rest:
             return self.repeated(times)
-        if not all(bool((tensor == tensor[:1]).all()) for tensor in self):
+        if not all(bool((tensor == tensor[:1]).all()) for tensor in (self.values, self.used)):
             raise TaskError(f"{rows} rows are generated of {len(self.values)}, and each has its own virtual tokens.")
-        return Slots(*(tensor[:1].expand(rows, *tensor.shape[1:]) for tensor in self))
+        return Slots(self.values[:1].expand(rows, -1, -1), self.used[:1].expand(rows, -1), self.all_used)
 
 
 @dataclass
@@ -53,14 +58,24 @@ class Window:
     """Where virtual embeddings stand in the sequence that one part of a model sees, the cache's places included.
 
     Attributes:
-        virtual: Which places, ``[rows, length]``, bool.
-        slot: From which slot, ``[rows, length]``.
+        columns: What the places stand for.
+        tokens: How many tokens each row has.
         start: The first place of the forward pass that goes on now; None if none does.
     """
 
-    virtual: Tensor
-    slot: Tensor
+    columns: Columns
+    tokens: int
     start: int | None = None
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Which places are virtual tokens, and from which slot; see :meth:`Columns.places`."""
+        return self.columns.places(self.tokens)
+
+    def begins(self, start: int, length: int) -> bool:
+        """Whether all virtual embeddings stand in front of the other ones of a forward pass over these places."""
+        layout = self.columns.layout
+        return layout is not None and layout.in_front and start == self.columns.in_cache and length >= layout.slots
 
 
 @dataclass
@@ -98,13 +113,16 @@ class PromptedCall:
         if window is None or window.start is None:
             return embedded
         start, window.start = window.start, None
-        virtual = window.virtual[:, start : start + embedded.shape[1]]
+        here = slice(start, start + embedded.shape[1])
+        times = len(embedded) // self.rows
+        if window.begins(start, embedded.shape[1]):
+            slots = self.embeddings[side].repeated(times).values.to(embedded.dtype)
+            return torch.cat([slots, embedded[:, slots.shape[1] :]], 1)
+        virtual, slot = (places[:, here] for places in window.places)
         if virtual.shape[1] == 0:
             return embedded
-        times = len(embedded) // self.rows
         slots = self.embeddings[side].values.to(embedded.dtype).repeat_interleave(times, 0)
-        virtual = virtual.repeat_interleave(times, 0)[..., None]
-        slot = window.slot[:, start : start + embedded.shape[1]].repeat_interleave(times, 0)[..., None]
+        virtual, slot = (places.repeat_interleave(times, 0)[..., None] for places in (virtual, slot))
         own = slots.gather(1, slot.expand(-1, -1, slots.shape[-1]))
         length = virtual.shape[1]
         return torch.cat([torch.where(virtual, own, embedded[:, :length]), embedded[:, length:]], 1)
@@ -125,12 +143,11 @@ def make_call(
         device: Where the batch is.
         arguments: What methods have declared and the caller has given.
     """
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    found: dict[str, list[tuple[Tensor | None, Tensor]]] = {}
     for index, encoders in groups:
-        everyone = torch.arange(rows, device=device) if index is None else index
-        batch = Batch(len(everyone), _of_rows(arguments, index, rows))
+        batch = Batch(rows if index is None else len(index), _of_rows(arguments, index, rows))
         for place, values in _made(encoders, batch).items():
-            found.setdefault(place, []).append((everyone, values.to(device)))
+            found.setdefault(place, []).append((index, values.to(device)))
     slots = {place: _stacked(pieces, rows) for place, pieces in found.items()}
     key_values = slots.pop("key_values", None)
     return PromptedCall(rows, slots, key_values, arguments=arguments)
@@ -171,16 +188,17 @@ def _by_side(encoder: PromptEncoder, embeddings: Tensor) -> dict[Side, Tensor]:
     return {side: half for side, half in zip((MAIN, DECODER), halves, strict=True) if side in wanted}
 
 
-def _stacked(pieces: Sequence[tuple[Tensor, Tensor]], rows: int) -> Slots:
+def _stacked(pieces: Sequence[tuple[Tensor | None, Tensor]], rows: int) -> Slots:
     """Put the rows of all groups together, shorter ones padded in front; rows of no group have no virtual token."""
     slots = max(values.shape[1] for _, values in pieces)
-    first_rows, first = pieces[0]
-    if len(pieces) == 1 and len(first_rows) == rows:
-        order = first_rows.argsort()
-        return Slots(first[order] if len(order) > 1 else first, first.new_ones(rows, slots, dtype=torch.bool))
+    index, first = pieces[0]
+    if index is None or (len(pieces) == 1 and len(index) == rows):
+        ordered = first if index is None else first[index.argsort()]
+        return Slots(ordered, first.new_ones(rows, slots, dtype=torch.bool), all_used=True)
     values = first.new_zeros(rows, slots, first.shape[2])
     used = first.new_zeros(rows, slots, dtype=torch.bool)
     for index, own in pieces:
+        assert index is not None, "only one group can be all rows"
         padded = nn.functional.pad(own.to(values.dtype), (0, 0, slots - own.shape[1], 0))
         values = values.index_copy(0, index, padded)
         used[index, slots - own.shape[1] :] = True

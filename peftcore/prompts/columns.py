@@ -28,7 +28,12 @@ class Columns:
     def slots(self) -> int:
         """How many columns virtual tokens take."""
         own = 0 if self.layout is None else self.layout.slots
-        return own + (0 if self.prefix is None else self.prefix.shape[1])
+        return own + self.in_cache - self.past
+
+    @property
+    def in_cache(self) -> int:
+        """How many columns stand for what is in the cache, the prefix included."""
+        return self.past + (0 if self.prefix is None else self.prefix.shape[1])
 
     def used(self) -> Tensor:
         """Return how many virtual tokens each row has, ``[rows, 1]``."""
@@ -64,8 +69,7 @@ class Columns:
 
         In rows without virtual tokens they are what the model counts by itself, whatever the mask hides.
         """
-        in_cache = self.past + (0 if self.prefix is None else self.prefix.shape[1])
-        counted = positions_of(mask)[:, in_cache:]
+        counted = positions_of(mask)[:, self.in_cache :]
         length = counted.shape[1] - (0 if self.layout is None else self.layout.slots)
         plain = torch.arange(self.past, self.past + length, device=mask.device).expand(len(mask), -1)
         plain = plain if self.layout is None else self.layout.fill(0, plain)
@@ -79,9 +83,8 @@ class Columns:
         """
         assert self.layout is not None
         virtual, slot = self.layout.slot_of(length)
-        before = self.past + (0 if self.prefix is None else self.prefix.shape[1])
         pad = torch.nn.functional.pad
-        return pad(virtual, (before, 0)), pad(slot, (before, 0))
+        return pad(virtual, (self.in_cache, 0)), pad(slot, (self.in_cache, 0))
 
     def widen_square(self, mask: Tensor, *, causal: bool) -> Tensor:
         """Return a mask ``[rows, 1, length, past + length]`` with virtual tokens, which tokens see.

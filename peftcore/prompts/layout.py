@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
@@ -32,21 +32,32 @@ class Layout:
         used: Which slots hold a virtual token, ``[rows, slots]``, bool.
         offsets: How many places on the left are padding, ``[rows]``, int64; None for none.
         empty_at_end: Where the empty slots are.
+        all_used: Whether every slot is known to hold one; asking the tensor would wait for its device.
     """
 
     used: Tensor
     offsets: Tensor | None = None
     empty_at_end: bool = False
+    all_used: bool = False
+    _orders: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def slots(self) -> int:
         """How much longer each row becomes."""
         return self.used.shape[1]
 
+    @property
+    def in_front(self) -> bool:
+        """Whether the slots are known to stand in front of all else in every row."""
+        return self.all_used and self.offsets is None
+
     def insert(self, front: Tensor, values: Tensor) -> Tensor:
         """Return values ``[rows, length, …]`` with what stands in the slots, ``[rows, slots, …]``, at its place."""
         joined = torch.cat([front.to(values.dtype), values], 1)
-        source = self._order(values.shape[1])
+        if self.in_front:
+            return joined
+        length = values.shape[1]
+        source = self._orders[length] = self._orders[length] if length in self._orders else self._order(length)
         index = source.reshape(*source.shape, *[1] * (values.dim() - 2)).expand(joined.shape)
         return joined.gather(1, index)
 
@@ -62,7 +73,7 @@ class Layout:
 
     def full(self) -> Layout:
         """Return the layout as it would be if empty slots were used."""
-        return replace(self, used=torch.ones_like(self.used))
+        return replace(self, used=torch.ones_like(self.used), all_used=True)
 
     def fill(self, number: float, values: Tensor) -> Tensor:
         """Return values ``[rows, length, …]`` with one number in all slots."""

@@ -187,8 +187,8 @@ class ModuleMatcher:
         if not asked:
             return None
         if self._entries_decide and len(asked) == 1:
-            (entries, _) = next(iter(asked.values()))
-            return Reading(entries)
+            whole, _ = next(iter(asked.values()))
+            return Reading(whole)
         inside = [path for path in asked if self.in_layers(path)]
         whole, by_part = _merge([asked[path] for path in inside or asked])
         if whole and by_part:

@@ -46,6 +46,7 @@ class NamePatterns:
         self.entries: tuple[str, ...] = (entries,) if isinstance(entries, str) else tuple(sorted(set(entries)))
         self._names = frozenset() if self.is_regex else frozenset(e for e in self.entries if not is_wildcard(e))
         self._tails = frozenset(map(last_component, self._names))
+        self._dotted = self._tails != self._names
         self._expression: re.Pattern[str] | None = None
         if isinstance(entries, str):
             self._expression = _compile_regex(entries)
@@ -60,8 +61,10 @@ class NamePatterns:
     def fits(self, path: str) -> tuple[str, ...]:
         """Return the entries that a path fits: every name, the longest first, then at most one wildcard."""
         names: tuple[str, ...] = ()
-        if last_component(path) in self._tails:
-            names = tuple(suffix for suffix in suffixes(path) if suffix in self._names)
+        tail = last_component(path)
+        if tail in self._tails:
+            candidates = suffixes(path) if self._dotted else (tail,)
+            names = tuple([suffix for suffix in candidates if suffix in self._names])
         found = self._expression.fullmatch(path) if self._expression is not None else None
         if found is None:
             return names

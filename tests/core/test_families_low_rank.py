@@ -40,3 +40,17 @@ def test_the_factors_do_what_their_product_does(name, rank):
     adapter = Pair(adapt(layer), rank)
     same(adapter.delta_forward(x), adapter.base.apply(adapter.canonical_delta(), x))
     assert adapter.delta_forward(x).abs().max() > 0 or rank == 0
+
+
+class Shifted(Pair):
+    def delta_bias(self):
+        return self.pair_b.sum(1)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv", "grouped conv"])
+def test_a_change_of_the_bias_is_added(name):
+    layer, x = LAYERS[name]
+    adapter = Shifted(adapt(layer), 2)
+    expected = adapter.base.add_bias(adapter.base.apply(adapter.canonical_delta(), x), adapter.delta_bias())
+    same(adapter.delta_forward(x), expected)
+    assert adapter.thin_factors() is None

@@ -44,6 +44,13 @@ def test_what_takes_long_is_shown_and_wiped_away(watched):
     assert terminal.getvalue().endswith(f"\r{' ' * len(shown[-1])}\r")
 
 
+def test_a_notebook_is_looked_at(watched, monkeypatch):
+    notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(room, "sys", SimpleNamespace(stderr=notebook))
+    work(progress(range(100), "Working"), watched[1], 0.5)
+    assert "of 100" in notebook.getvalue()
+
+
 def test_where_nobody_looks_nothing_is_shown(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(room, "sys", SimpleNamespace(stderr=file))

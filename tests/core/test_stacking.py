@@ -52,6 +52,9 @@ class ThinAdapter(LowRankDelta):
     def thin_factors(self):
         return ThinFactors(self.thin_A, self.thin_B, self.scaling)
 
+    def thin_places(self):
+        return [(self.__dict__, "scaling"), (self._parameters, "thin_A"), (self._parameters, "thin_B")]
+
     def entering(self, x):
         return self.thin_dropout(x)
 
@@ -78,7 +81,19 @@ class VectorAdapter(OutputScale):
         return self.vector_v if self.sort == "shift" else None
 
 
+class AskedConfig(ThinConfig, method="asked"):
+    pass
+
+
+class AskedAdapter(ThinAdapter):
+    """The same, of which the core has to ask for the factors in each call."""
+
+    def thin_places(self):
+        return ()
+
+
 METHODS = [
+    PeftMethod(name="asked", config_cls=AskedConfig, adapter_cls=AskedAdapter),
     PeftMethod(name="thin", config_cls=ThinConfig, adapter_cls=ThinAdapter),
     PeftMethod(name="vector", config_cls=VectorConfig, adapter_cls=VectorAdapter),
 ]
@@ -110,9 +125,13 @@ def vector(sort):
     return VectorConfig(target_modules=["layer"], sort=sort)
 
 
-@pytest.fixture
-def model():
-    return adapted([thin(2), thin(2), thin(3)])
+def asked(r):
+    return AskedConfig(target_modules=["layer"], r=r)
+
+
+@pytest.fixture(params=[thin, asked], ids=["by_places", "asked"])
+def model(request):
+    return adapted([request.param(2), request.param(2), request.param(3)])
 
 
 def row_by_row(model, x, names):
@@ -136,7 +155,7 @@ def mixed(model, x=X, names=NAMES):
 def kept(model):
     """Return the stacks of the model's one layer."""
     found = model.base_model.model.layer._stacks
-    return [] if found is None or found._kept is None or found._kept.piles is None else found._kept.piles.stacks
+    return [] if found is None or found._kept is None else found._kept.piles.stacks
 
 
 KINDS = st.one_of(
@@ -167,7 +186,7 @@ def test_ranks_of_one_size_are_stacked_together_and_others_apart():
     model = adapted([thin(2), thin(3), thin(8), thin(9), thin(40)])
     x = torch.randn(5, 5)
     mixed(model, x, list("abcde"))
-    assert sorted(tuple(stack.a.shape[:2]) for _, stack in kept(model)) == [(2, 3), (2, 9)]
+    assert sorted((len(stack.names), stack.a.shape[2]) for stack in kept(model)) == [(2, 3), (2, 9)]
 
 
 def part(model, name="a"):
@@ -187,9 +206,24 @@ def given_other_memory_twice(model):
         part(model).thin_B.data = part(model).thin_B.data * 3 + 1
 
 
+def cut_off(model):
+    part(model, "c").thin_A.data = part(model, "c").thin_A.data[:2]
+    part(model, "c").thin_B.data = part(model, "c").thin_B.data[:, :2]
+
+
 @torch.no_grad()
 def written_to(model):
     part(model).thin_A.add_(1)
+
+
+@torch.no_grad()
+def written_to_behind(model):
+    part(model).thin_B.mul_(2)
+
+
+def exchanged(model):
+    adapters = model.base_model.model.layer.adapters
+    adapters["a"], adapters["b"] = adapters["b"], adapters["a"]
 
 
 def scaled(model):
@@ -215,7 +249,10 @@ CHANGES = [
     replaced,
     given_other_memory,
     given_other_memory_twice,
+    cut_off,
     written_to,
+    written_to_behind,
+    exchanged,
     scaled,
     cast_to_and_fro,
     deleted_and_added,
@@ -235,6 +272,16 @@ def test_a_change_is_noticed(model, change):
     same(mixed(model), after)
 
 
+def test_the_same_adapters_under_other_names(model):
+    model.add_adapter("d", thin(2))
+    model.eval()
+    mixed(model)
+    adapters = model.base_model.model.layer.adapters
+    adapters["d"], adapters["c"], adapters["b"] = adapters["c"], adapters["b"], adapters["a"]
+    names = ["c", "d", "b", "c"]
+    same(mixed(model, names=names), row_by_row(model, X, names))
+
+
 def test_merging_and_unmerging_between(model):
     before = mixed(model)
     model.set_adapter("a")
@@ -245,17 +292,24 @@ def test_merging_and_unmerging_between(model):
 
 def test_another_order_of_the_same_adapters_uses_the_same_stack(model):
     mixed(model)
-    ((_, stack),) = kept(model)
+    (stack,) = kept(model)
     names = ["b", "c", "a", "a"]
     same(mixed(model, names=names), row_by_row(model, X, names))
-    assert kept(model)[0][1] is stack
+    assert kept(model)[0] is stack
 
 
-def test_many_positions_in_between_leave_the_stack(model):
+def test_many_positions_in_between_leave_the_stack_and_do_not_use_it(model, monkeypatch):
     mixed(model)
-    ((_, stack),) = kept(model)
+    (stack,) = kept(model)
+    used, add = [], stacking.Stack.add
+    monkeypatch.setattr(stacking.Stack, "add", lambda *args, **owned: used.append(1) or add(*args, **owned))
     mixed(model, torch.randn(4, stacking.FEW + 1, 5))
-    assert kept(model)[0][1] is stack
+    assert not used
+    mixed(model, torch.randn(2 * stacking.FEW + 2, 5), ["a", "b"] * (stacking.FEW + 1))
+    assert not used
+    mixed(model)
+    assert used
+    assert kept(model)[0] is stack
 
 
 def test_it_is_no_state_and_copies_have_none(model):
@@ -267,19 +321,69 @@ def test_it_is_no_state_and_copies_have_none(model):
     copied = copy.deepcopy(model)
     assert kept(copied) == []
     same(mixed(copied), before)
-    assert kept(copied)[0][1].a.data_ptr() != kept(model)[0][1].a.data_ptr()
+    assert kept(copied)[0].a.data_ptr() != kept(model)[0].a.data_ptr()
 
 
 def test_a_deleted_adapter_is_freed(model):
     mixed(model)
-    gone, memory = weakref.ref(part(model)), weakref.ref(kept(model)[0][1].a)
+    gone, memory = weakref.ref(part(model)), weakref.ref(kept(model)[0].a)
     model.delete_adapter("a")
     gc.collect()
     assert gone() is None
     assert memory() is None
 
 
-def test_in_training_dropout_acts(model):
+def test_what_is_moved_or_cast_leaves_no_copy_behind(model):
+    mixed(model)
+    memory = weakref.ref(kept(model)[0].a)
+    model.to(torch.float64)
+    gc.collect()
+    assert memory() is None
+
+
+def test_dropout_that_is_switched_on_acts():
+    model = adapted([thin(2, dropout=0.5), thin(2)])
+    x = torch.ones(2, 5)
+    mixed(model, x, ["a", "b"])
+    assert kept(model)
+    part(model).thin_dropout.train()  # alone, as for estimates of uncertainty
+    with torch.no_grad():
+        assert len({tuple(model(x, adapter_names=["a", "b"])[0].tolist()) for _ in range(20)}) > 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forward_derivatives_reach_the_factors(model):
+    mixed(model)
+    name = "base_model.model.layer.adapters.a.thin_A"
+    weights = dict(model.named_parameters())
+    others = {key: value.detach() for key, value in weights.items() if key != name}
+
+    def outputs(a):
+        given = {**others, name: a}
+        return [torch.func.functional_call(model, given, (X,), {"adapter_names": NAMES}) for _ in range(3)][-1]
+
+    direction = torch.ones(2, 5)
+    with torch.no_grad():
+        _, found = torch.func.jvp(outputs, (weights[name].detach(),), (direction,))
+        change = outputs(weights[name] + direction) - outputs(weights[name])  # it is linear in A
+    torch.testing.assert_close(found, change, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_transform_leaves_nothing_behind(model):
+    mixed(model)
+    (stack,) = kept(model)
+
+    @torch.no_grad()
+    def outputs(factor):
+        return sum(model(factor * X, adapter_names=NAMES) for _ in range(3))
+
+    part(model).thin_A = nn.Parameter(part(model).thin_A.detach().clone())
+    torch.func.vmap(outputs)(torch.arange(3.0))
+    assert kept(model)[0] is stack
+
+
+def test_in_training_dropout_acts():
     model = adapted([thin(2, dropout=0.5), thin(2)])
     model.train()
     x = torch.ones(2, 5)
@@ -310,13 +414,31 @@ def test_gradients_reach_each_adapter_from_its_own_rows(model, monkeypatch, anew
     assert x.grad is not None
 
 
+def test_gradients_of_the_input_go_through_a_kept_stack(model):
+    mixed(model)
+    for name in "abc":
+        part(model, name).requires_grad_(False)
+    x = X.clone().requires_grad_(True)
+    model(x, adapter_names=NAMES).sum().backward()
+    assert kept(model)
+    for row, name in enumerate(NAMES):
+        model.set_adapter(name)
+        alone = X[row][None].clone().requires_grad_(True)
+        model(alone).sum().backward()
+        same(x.grad[row], alone.grad[0])
+
+
 def test_a_stack_made_in_inference_mode_serves_outside(model):
     with torch.inference_mode():
         expected = [model(X, adapter_names=NAMES) for _ in range(3)][-1].clone()
     for name in "abc":
         part(model, name).requires_grad_(False)
     assert kept(model)
-    same(model(X, adapter_names=NAMES), expected)
+    x = X.clone().requires_grad_(True)
+    outputs = model(x, adapter_names=NAMES)
+    same(outputs, expected)
+    outputs.sum().backward()
+    assert x.grad is not None
 
 
 def test_tensors_made_in_inference_mode_are_not_kept():
@@ -350,3 +472,34 @@ def test_the_frozen_layer_runs_once(model):
     with torch.no_grad():
         model(X, adapter_names=["a", "v", "b", "__base__"])
     assert len(calls) == 1
+
+
+def test_generation_uses_one_stack_in_all_steps(monkeypatch):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.5, pad_token_id=0, eos_token_id=None))
+    model = get_peft_model(llama.eval(), ThinConfig(target_modules=["q_proj"]), "a")
+    model.add_adapter("b", ThinConfig(target_modules=["q_proj"], r=3))
+    model.eval()
+    prompts = torch.tensor([[5, 6, 7]] * 3)
+    names = ["b", "__base__", "a"]
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompts)}
+
+    positions, stacks, add = [], [], stacking.Stack.add
+
+    def noted(stack, output, x, places, *, owned):
+        positions.append(x.shape[1])
+        stacks.append(stack)
+        return add(stack, output, x, places, owned=owned)
+
+    monkeypatch.setattr(stacking.Stack, "add", noted)
+    generated = model.generate(prompts, adapter_names=names, **options)
+    # The prompt is what is seen first; from then on the stack of each layer serves all steps, one position each.
+    assert positions == [1] * 2 * 5
+    assert len({id(stack) for stack in stacks}) == 2
+    for row, name in enumerate(names):
+        model.set_adapter([] if name == "__base__" else name)
+        assert torch.equal(generated[row], model.generate(prompts, **options)[row])

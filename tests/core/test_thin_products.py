@@ -306,3 +306,12 @@ def test_only_the_input_and_the_features_are_kept():
         layer(x)
     # What A is computed from is kept as well.
     assert sorted(tensor.numel() for tensor in kept if tensor.dim()) == sorted([32 * 2, 2 * 64])
+
+
+@pytest.mark.parametrize(("dtype", "adapter_dtype"), DTYPES, ids=["fp32", "bf16", "mixed"])
+def test_a_dropout_that_was_put_into_training_alone_drops(dtype, adapter_dtype):
+    layer = adapted(dtype=dtype, adapter_dtype=adapter_dtype, dropout=0.5).eval()
+    x = torch.randn(30, 6, dtype=dtype)
+    assert torch.equal(layer(x), layer(x))
+    layer.adapters["default"].dropout.train()
+    assert not torch.equal(layer(x), layer(x))

@@ -12,11 +12,12 @@ from peftcore.prompts.layout import Layout, padding_on_the_left, positions_of
 def layouts(draw):
     """A layout and the ids of its rows; ids are their places, counted over the whole batch."""
     rows, slots, length = draw(st.integers(1, 4)), draw(st.integers(0, 4)), draw(st.integers(1, 5))
-    number = st.lists(st.integers(0, slots), min_size=rows, max_size=rows)
+    number = st.just([slots] * rows) | st.lists(st.integers(0, slots), min_size=rows, max_size=rows)
     used = torch.arange(slots) >= slots - torch.tensor(draw(number))[:, None]
     padding = draw(st.none() | st.lists(st.integers(0, length), min_size=rows, max_size=rows).map(torch.tensor))
     ids = torch.arange(1, rows * length + 1).reshape(rows, length)
-    return Layout(used, padding, empty_at_end=draw(st.booleans())), ids
+    known = bool(used.all()) and draw(st.booleans())
+    return Layout(used, padding, empty_at_end=draw(st.booleans()), all_used=known), ids
 
 
 def expected(layout, row, front, tokens, empty):

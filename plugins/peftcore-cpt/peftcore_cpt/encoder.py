@@ -59,7 +59,7 @@ class CPTEmbedding(PromptEncoder):
 
     def embeddings(self, batch: Batch) -> Tensor:
         """Return the tokens of the context that are used, ``[tokens, dim]``."""
-        delta = self.delta_embeddings
+        delta: Tensor = self.delta_embeddings
         if delta.requires_grad:  # what is only used stays as it was loaded
             with torch.no_grad():
                 delta.copy_(self._projected())

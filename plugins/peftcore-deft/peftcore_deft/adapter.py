@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.dropout import input_dropout, with_part_dropped
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.sizes import check_rank
 from peftcore.base_layers import BaseLayer
@@ -61,11 +61,14 @@ class DeftAdapter(LowRankDelta):
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return Q · (s · R · dropout(x) − Fᵀ · W · x)."""
         output = super().delta_forward(x)
-        dropped = self.deft_dropout(x)
-        if dropped is x or self.deft_R is None:
+        if self.deft_R is None:
             return output
-        injected = self.subspace()[0] @ (self.deft_R * self.scaling)
-        return output + self.base.apply(injected.reshape(self.base.weight_shape), dropped - x)
+        return with_part_dropped(self.base, output, x, self.deft_dropout, self.injected)
+
+    def injected(self) -> Tensor:
+        """Return s · Q · R, ``[out, in · kernel]``, which PaRa does not have."""
+        assert self.deft_R is not None
+        return self.subspace()[0] @ (self.deft_R * self.scaling)
 
     def _removed(self, f: Tensor) -> Tensor:
         """Return Fᵀ · W, ``[r, in · kernel]``."""

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
+from peftcore.adapters.parts import whole_layer
+from peftcore.adapters.singular import wide_matrix
+from peftcore.adapters.sparse_product import order_of
 from peftcore.base_layers import BaseLayer
-from peftcore.base_layers.rows import RowsLayer
 from peftcore.exceptions import CheckpointError
 from peftcore.progress import progress
 from peftcore_frod.config import FrodConfig
@@ -36,7 +38,8 @@ class FrodBases(nn.Module):
         frod_V: By category, V ``[in, in]``.
         frod_s_indices: Rows and columns of S's entries, ``[2, n]``.
         frod_s_size: S's size, ``[2]``, which files have beside.
-        inverse: V⁻¹, which no file has.
+        inverse: V⁻¹; no file has this, nor what follows.
+        orders, beginnings: How S's entries are to be read, see :func:`peftcore.adapters.sparse_product.order_of`.
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class FrodBases(nn.Module):
     ) -> None:
         super().__init__()
         self._categories = _named(bases, categories or ["all"] * len(bases))
-        self.frod_V, self.frod_s_indices, self.frod_s_size, self.inverse = (Tensors() for _ in range(4))
+        self.frod_V, self.frod_s_indices, self.frod_s_size = Tensors(), Tensors(), Tensors()
+        self.inverse, self.orders, self.beginnings = Tensors(), Tensors(), Tensors()
         groups: dict[str, list[BaseLayer]] = {}
         for base, category in self._categories.items():
             groups.setdefault(category, []).append(base)
@@ -57,23 +61,25 @@ class FrodBases(nn.Module):
         waiting: Iterable[str] = progress(groups, "Decomposing weights") if config.progressbar else groups
         for category in waiting:
             size = groups[category][0].matrix_shape[1]
-            weights = [_matrix(base) for base in groups[category]]
+            weights = [wide_matrix(base) for base in groups[category]]
             basis = _placeholder(weights[0]) if found_in_file else common_basis(weights, config.regularization_alpha)
             indices = places(size, config.sparse_rate, generator).to(basis.device)
             kept = config.save_projection
             self.frod_V.register_buffer(category, basis, persistent=kept)
             self.frod_s_indices.register_buffer(category, indices, persistent=kept)
             self.frod_s_size.register_buffer(category, torch.tensor([size, size], device=basis.device), persistent=kept)
-            self.inverse.register_buffer(category, torch.linalg.inv(basis.double()).to(basis), persistent=False)
+            follows = torch.linalg.inv(basis.double()).to(basis), *order_of(indices, size)
+            for held, tensor in zip((self.inverse, self.orders, self.beginnings), follows, strict=True):
+                held.register_buffer(category, tensor, persistent=False)
 
     def category(self, base: BaseLayer) -> str:
         """Return a layer's category; parts of a fused layer have that layer's."""
-        return self._categories[base.base if isinstance(base, RowsLayer) else base]
+        return self._categories[whole_layer(base)]
 
     def lengths(self, base: BaseLayer) -> Tensor:
         """Return the lengths of the columns of W · V⁻ᵀ, which is U · Λ: Λ's diagonal ``[in]`` as it is at first."""
         inverse = self.inverse[self.category(base)]
-        return torch.linalg.vector_norm(_matrix(base).to(inverse) @ inverse.mT, dim=0)
+        return torch.linalg.vector_norm(wide_matrix(base).to(inverse) @ inverse.mT, dim=0)
 
     def announce(self, state: Mapping[str, Tensor]) -> None:
         """Get ready for the bases that a file brings.
@@ -84,7 +90,7 @@ class FrodBases(nn.Module):
         Raises:
             CheckpointError: A basis is none, or a place lies outside of S.
         """
-        found: dict[str, Tensor] = {}
+        found: dict[str, tuple[Tensor, ...]] = {}
         for category, held in self.frod_V.named_buffers():
             basis = state.get(f"base_model.frod_V.{category}", held)
             indices = state.get(f"base_model.frod_s_indices.{category}", self.frod_s_indices[category])
@@ -93,9 +99,13 @@ class FrodBases(nn.Module):
                 raise CheckpointError(f"base_model.frod_V.{category} is no basis: it has no inverse.")
             if ((indices < 0) | (indices >= len(held))).any():
                 raise CheckpointError(f"base_model.frod_s_indices.{category} has places outside of {len(held)} rows.")
-            found[category] = inverse
-        for category, inverse in found.items():
+            found[category] = inverse, indices.to(held.device)
+        for category, (inverse, indices) in found.items():
             self.inverse[category].copy_(inverse)
+            if indices.shape == self.frod_s_indices[category].shape:  # or they are going to be refused
+                orders, beginnings = order_of(indices, len(inverse))
+                self.orders[category].copy_(orders)
+                self.beginnings[category].copy_(beginnings)
 
 
 def category_of(path: str) -> str:
@@ -152,11 +162,6 @@ def _named(bases: Sequence[BaseLayer], categories: Sequence[str]) -> dict[BaseLa
         base: category if len(sizes[category]) == 1 else f"{category}_{base.matrix_shape[1]}"
         for base, category in zip(bases, categories, strict=True)
     }
-
-
-def _matrix(base: BaseLayer) -> Tensor:
-    weight = base.weight().detach()
-    return weight.reshape(base.matrix_shape).to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _placeholder(weight: Tensor) -> Tensor:

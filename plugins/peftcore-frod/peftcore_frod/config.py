@@ -33,5 +33,10 @@ class FrodConfig(ProjectionConfig, method="frod"):
     regularization_alpha: float = option(
         0.001, "What holds inverses back where layers agree, while V is found.", above=0
     )
+    hold_directions: bool = option(
+        False,
+        "Hold U, a frozen matrix of the weight's size for each layer, so that a training step takes less time.",
+        extension=True,
+    )
     progressbar: bool = option(True, "Show how far that has come, if it takes long.")
     runtime_offload_base_weight: bool = option(False, "Ignored: the frozen weight stays where it is.")

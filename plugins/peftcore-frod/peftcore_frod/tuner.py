@@ -63,4 +63,4 @@ class FrodTuner(LayerTuner):
         if isinstance(self.shared, FrodBases):
             self.shared.announce(state)
             for adapter in self._adapters:
-                adapter.start.copy_(self.shared.lengths(adapter.base))
+                adapter.follow_basis()

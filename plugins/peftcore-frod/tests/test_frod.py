@@ -69,15 +69,28 @@ def test_places_are_off_the_diagonal_and_come_from_the_generator():
     assert places(1, 0.5, torch.Generator()).shape == (2, 0)
 
 
-def test_the_changed_weight_is_the_paper_s():
-    model = adapted(["q"])
-    part = adapter(model)
+def assert_the_paper_s(part):
     basis, weight = part.shared.frod_V["q"], part.base.weight().detach()
     turned = weight @ torch.linalg.inv(basis).T
     lengths = turned.norm(dim=0)
     rows, columns = part.shared.frod_s_indices["q"]
     middle = torch.diag(part.frod_lambda_l.detach()).index_put((rows, columns), part.frod_lambda_s_values.detach())
     torch.testing.assert_close(weight + part.delta_weight().detach(), turned / lengths @ middle @ basis.T)
+
+
+def test_the_changed_weight_is_the_paper_s():
+    assert_the_paper_s(adapter(adapted(["q"])))
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_everything_follows_the_basis_and_the_places_of_a_file(hold):
+    model = adapted(["q"], hold_directions=hold)
+    state = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    state["base_model.frod_V.q"][:, 0] *= -2
+    state["base_model.frod_s_indices.q"] = state["base_model.frod_s_indices.q"].flip(0)
+    set_peft_model_state_dict(model, state)
+    assert_the_paper_s(adapter(model))
+    torch.testing.assert_close(adapter(model).delta_forward(X), X @ adapter(model).delta_weight().T)
 
 
 def test_layers_of_one_name_share_a_basis_and_others_have_their_own():
@@ -192,3 +205,25 @@ def test_dropout_is_refused_where_the_weight_is_used_as_a_whole():
 def test_default_targets():
     assert registry.default_target_modules("frod", "llama") == ["q_proj", "v_proj"]
     assert registry.default_target_modules("frod", "phi") == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("path", ["0.q", "0.v"])
+def test_directions_that_are_held_change_nothing_but_the_time(path):
+    model = adapted()
+    holding = adapted(hold_directions=True)
+    for _ in range(2):
+        part = adapter(holding, path)
+        u = part.directions
+        torch.testing.assert_close(torch.linalg.vector_norm(u, dim=0), (part.start > 1e-5).float())
+        torch.testing.assert_close(u * part.start @ part.shared.frod_V[part.category].T, part.base.weight().detach())
+        torch.testing.assert_close(part.delta_weight(), adapter(model, path).delta_weight())
+        torch.testing.assert_close(holding(X), model(X))
+        holding = adapted(hold_directions=True, perturbed=False)
+        set_peft_model_state_dict(holding, get_peft_model_state_dict(model))
+
+
+@pytest.mark.parametrize("tokens", [3, 9])
+def test_few_tokens_and_many_are_changed_alike(tokens):
+    part = adapter(adapted(), "0.q")
+    x = torch.randn(tokens, 6)
+    torch.testing.assert_close(part.delta_forward(x), x @ part.delta_weight().T)

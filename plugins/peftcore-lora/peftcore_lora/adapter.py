@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from peftcore.adapters.delta import MATRIX_KINDS, ThinFactors, WeightDelta
 from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import TakesFactors
 from peftcore.base_layers import BaseLayer
+from peftcore.modules import LeanModule
 from peftcore_lora import inits
 from peftcore_lora.config import LoraConfig
 from peftcore_lora.forms import ACROSS, AcrossGroups, Channels, Form, Groups, form_for
@@ -21,7 +22,7 @@ from peftcore_lora.forms import ACROSS, AcrossGroups, Channels, Form, Groups, fo
 _WITHOUT_BIAS = {"attention", "embedding", "parameter"}
 
 
-class Factor(nn.Module):
+class Factor(LeanModule):
     """Holds a factor under the names that files have: ``lora_A.weight``, ``lora_B.bias``."""
 
     weight: nn.Parameter
@@ -160,6 +161,15 @@ class LoraAdapter(WeightDelta, TakesFactors):
             return None
         a, b = self.factors()
         return None if a is None else ThinFactors(a, b, self.scaling)
+
+    def thin_places(self) -> Sequence[tuple[Mapping[str, Any], str]]:
+        """Return where A, B, s and what decides on them are kept; nothing where they are another adapter's."""
+        a, b = self._modules["lora_A"], self._modules["lora_B"]
+        if type(self) is not LoraAdapter or a is None or b is None:
+            return ()
+        own = [(self.__dict__, name) for name in ("scaling", "form", "lora_bias")]
+        factors = [(self._modules, "lora_A"), (self._modules, "lora_B")]
+        return [*own, *factors, (a._parameters, "weight"), (b._parameters, "weight")]
 
     def delta_bias(self) -> Tensor | None:
         """Return s times the bias of B, ``[out]``, or None."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.singular import SingularParts, decomposed, exact_parts, squared_parts
 from peftcore.base_layers import BaseLayer
 from peftcore_osf.config import OsfConfig
 
@@ -36,7 +37,7 @@ class OsfAdapter(LowRankDelta):
         super().__init__(base, config, shared)
         self.projects_weights = config.project_weights
         rank = frozen_rank(base, config)
-        u, s, v = decomposed(base)
+        u, s, v = decomposed(base, min(base.matrix_shape), singular_parts, torch.float64)
         kept: dict[str, Tensor | None] = {"U_strong": _strong(u, rank), "V_strong": _strong(v.mT, rank)}
         kept |= {"U_start": u[..., rank:], "S_start": s[..., rank:], "V_start": v[..., rank:, :]}
         for name, part in kept.items():
@@ -143,36 +144,14 @@ def frozen_rank(base: BaseLayer, config: OsfConfig) -> int:
     return rank
 
 
-def decomposed(base: BaseLayer) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U ``[out, m]``, S ``[m]`` and V ``[m, in · kernel]`` of a frozen weight, the strongest direction first.
+def singular_parts(weight: Tensor) -> SingularParts:
+    """Return all of U, S and V of a weight ``[…, out, in]`` in float64.
 
-    Stacked experts have ``[experts]`` in front.
+    They come from the square of the weight, sooner than from a singular value decomposition in float32, and more
+    exactly: in float64 squaring costs nothing that float32 could hold, unless singular values are next to zero. Then
+    their vectors have no direction left, and the decomposition has to find it.
     """
-    out, into = base.matrix_shape
-    weight, most = base.weight().detach(), min(out, into)
-    if weight.is_meta or torch.empty(0).is_meta:
-        shapes = (out, most), (most,), (most, into)
-        return tuple(torch.empty(*base.stack_shape, *shape, device="meta") for shape in shapes)  # type: ignore[return-value]
-    # Apple's GPUs have no float64.
-    wide = weight.to("cpu" if weight.is_mps else weight.device, torch.float64)
-    parts = singular_parts(wide.reshape(*base.stack_shape, out, into))
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return tuple(part.to(weight.device, dtype) for part in parts)  # type: ignore[return-value]
-
-
-def singular_parts(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U, S and V of a weight ``[…, out, in]`` in float64.
-
-    They come from the eigenvectors of the smaller one of W·Wᵀ and Wᵀ·W, sooner than from a singular value
-    decomposition in float32, and more exactly: in float64 squaring costs nothing that float32 could hold, unless
-    singular values are next to zero. Then their vectors have no direction left, and the decomposition has to find it.
-    """
-    if weight.shape[-2] > weight.shape[-1]:
-        v, values, u = singular_parts(weight.mT)
-        return u.mT, values, v.mT
-    u = torch.linalg.eigh(weight @ weight.mT).eigenvectors.flip(-1)
-    along = u.mT @ weight
-    values = torch.linalg.vector_norm(along, dim=-1)
-    if (values[..., -1] <= 1e-6 * values[..., 0]).any():
-        return torch.linalg.svd(weight, full_matrices=False)
-    return u, values, along / values.unsqueeze(-1)
+    parts = squared_parts(weight)
+    if (parts.s[..., -1] <= 1e-6 * parts.s[..., 0]).any():
+        return exact_parts(weight)
+    return parts

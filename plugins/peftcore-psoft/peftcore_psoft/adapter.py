@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.orthogonal import cayley, cayley_series, skew_symmetric
+from peftcore.adapters.singular import SingularParts, decomposed, exact_parts
 from peftcore.adapters.sizes import check_subspace
 from peftcore.base_layers import BaseLayer
 from peftcore_psoft.config import PsoftConfig
@@ -73,23 +75,22 @@ def principal_factors(base: BaseLayer, config: PsoftConfig) -> tuple[Tensor, Ten
     R's entries in a file mean something only for the singular vectors, signs included, for which they were trained.
     So these must be found by the very same decomposition each time.
     """
-    out, into = base.matrix_shape
-    weight, r = base.weight().detach(), config.r
-    if weight.is_meta or torch.empty(0).is_meta:
-        return tuple(torch.empty(*base.stack_shape, *shape, device="meta") for shape in ((r, into), (out, r)))  # type: ignore[return-value]
-    weight = weight.reshape(*base.stack_shape, out, into).to(torch.promote_types(weight.dtype, torch.float32))
-    if config.psoft_svd == "full":
-        u, values, v = torch.linalg.svd(weight, full_matrices=False)
-        u, values, v = u[..., :r], values[..., :r], v[..., :r, :]
-    else:
-        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
-            torch.manual_seed(config.random_seed)
-            u, values, v = torch.svd_lowrank(weight, q=r, niter=config.psoft_svd_lowrank_niter)
-        v = v.mT
+    parts = decomposed(base, config.r, exact_parts if config.psoft_svd == "full" else _sketched_parts(config))
     if config.ab_svd_init == "psoft_init":
-        return v.contiguous(), u * values.unsqueeze(-2)
-    roots = values.sqrt()
-    return roots.unsqueeze(-1) * v, u * roots.unsqueeze(-2)
+        return parts.v.contiguous(), parts.u * parts.s.unsqueeze(-2)
+    return parts.halves()
+
+
+def _sketched_parts(config: PsoftConfig) -> Callable[[Tensor], SingularParts]:
+    """Return what finds the leading singular parts of a matrix by random projections, from the config's seed."""
+
+    def decompose(matrix: Tensor) -> SingularParts:
+        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+            torch.manual_seed(config.random_seed)
+            u, s, v = torch.svd_lowrank(matrix, q=config.r, niter=config.psoft_svd_lowrank_niter)
+        return SingularParts(u, s, v.mT)
+
+    return decompose
 
 
 def _rotation(stack: tuple[int, ...], config: PsoftConfig) -> dict[str, Any]:

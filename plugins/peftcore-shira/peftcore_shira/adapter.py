@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
+from peftcore.adapters.sparse import check_places, scattered
 from peftcore.base_layers import BaseLayer
-from peftcore.exceptions import CheckpointError
 from peftcore_shira.config import ShiraConfig
 
 
@@ -72,25 +72,13 @@ class ShiraAdapter(WeightDelta):
 
     def delta_weight(self) -> Tensor:
         """Return the numbers at their entries, and zeros elsewhere."""
-        rows, columns = self._sizes
-        entries = self.shira_indices[0].long() * columns + self.shira_indices[1]
-        return (
-            self.shira_weight.new_zeros(rows * columns)
-            .index_add(0, entries, self.shira_weight)
-            .reshape(self.base.weight_shape)
-        )
+        entries = self.shira_indices[0].long() * self._sizes[1] + self.shira_indices[1]
+        return scattered(self.shira_weight, entries, self.base.weight_shape)
 
     def before_load(self, state: Mapping[str, Tensor]) -> None:
         """Check that the entries that a file names are in the weight."""
-        indices, sizes = state.get("shira_indices"), torch.tensor(self._sizes)
-        if indices is None:
-            return
-        integers = not (indices.is_floating_point() or indices.is_complex())
-        if not integers or (indices.numel() and ((indices < 0) | (indices >= sizes[:, None])).any()):
-            raise CheckpointError(
-                f"shira_indices must be integers that name entries of a weight {list(self._sizes)} "
-                f"({type(self.base.layer).__name__}), and these do not: the file is damaged, or another model's."
-            )
+        if (indices := state.get("shira_indices")) is not None:
+            check_places("shira_indices", indices, self._sizes, self.base)
 
 
 def _refuse_mask(config: ShiraConfig, base: BaseLayer, problem: str) -> NoReturn:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
-from peftcore.adapters.dropout import input_dropout
+from peftcore.adapters.dropout import drops, input_dropout, with_part_dropped
 from peftcore.adapters.sizes import check_rank
+from peftcore.adapters.sparse import check_places, scattered
 from peftcore.adapters.starts import uniform
 from peftcore.base_layers import BaseLayer
-from peftcore.exceptions import CheckpointError
 from peftcore_supertuning.config import SupertuningConfig
 
 
@@ -39,8 +39,7 @@ class SupertuningAdapter(WeightDelta):
 
     def __init__(self, base: BaseLayer, config: SupertuningConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        self.size = base.weight_shape.numel()
-        count = _count(base, config, self.size)
+        count = _count(base, config, base.weight_shape.numel())
         self.supertuning_values = nn.Parameter(torch.zeros(count) if config.init_weights else torch.randn(count))
         keep = config.save_precomputed_indices
         self.register_buffer("supertuning_indices", self._choose(config, count), persistent=keep)
@@ -63,42 +62,28 @@ class SupertuningAdapter(WeightDelta):
         sizes = weight.detach().abs().flatten()
         return sizes.topk(count, largest=config.select_top).indices.to(torch.int32)
 
-    def low_rank(self) -> Tensor | None:
-        """Return s · B · A in the shape of the canonical weight, or None without a rank."""
-        if "supertuning_lora_A" not in self._modules:
-            return None
-        a, b = self.supertuning_lora_A["weight"], self.supertuning_lora_B["weight"]
-        product: Tensor = b @ (a * self.scaling)
+    def low_rank(self) -> Tensor:
+        """Return s · B · A, with a rank."""
+        product: Tensor = self.supertuning_lora_B["weight"] @ (self.supertuning_lora_A["weight"] * self.scaling)
         return product.reshape(self.base.weight_shape)
 
     def delta_weight(self) -> Tensor:
         """Return S, or S + s · B · A."""
-        low_rank, values = self.low_rank(), self.supertuning_values
-        start = values.new_zeros(self.size) if low_rank is None else low_rank.flatten()
-        return start.index_add(0, self.supertuning_indices.long(), values).reshape(self.base.weight_shape)
+        sparse = scattered(self.supertuning_values, self.supertuning_indices.long(), self.base.weight_shape)
+        return sparse + self.low_rank() if "supertuning_lora_A" in self._modules else sparse
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return S · x + s · B · A · dropout(x)."""
-        output, dropped = super().delta_forward(x), self.lora_dropout(x)
-        if dropped is x or (low_rank := self.low_rank()) is None:
-            return output
-        return output + self.base.apply(low_rank, dropped - x)
+        return with_part_dropped(self.base, super().delta_forward(x), x, self.lora_dropout, self.low_rank)
 
     def acts_whole(self) -> bool:
         """Return whether nothing is dropped."""
-        return not self.training or isinstance(self.lora_dropout, nn.Identity)
+        return not drops(self.lora_dropout)
 
     def before_load(self, state: Mapping[str, Tensor]) -> None:
         """Check that the entries that a file names are in the weight."""
-        indices = state.get("supertuning_indices")
-        if indices is None:
-            return
-        integers = not (indices.is_floating_point() or indices.is_complex())
-        if not integers or (indices.numel() and ((indices < 0) | (indices >= self.size)).any()):
-            raise CheckpointError(
-                f"supertuning_indices must be integers below {self.size}, the entries of a weight of a {self.base}, "
-                "and these are not: the file is damaged, or another model's."
-            )
+        if (indices := state.get("supertuning_indices")) is not None:
+            check_places("supertuning_indices", indices, [self.base.weight_shape.numel()], self.base)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, entries={len(self.supertuning_values)}"

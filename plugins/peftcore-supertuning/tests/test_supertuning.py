@@ -169,3 +169,11 @@ def test_entries_outside_of_the_weight_are_refused_and_nothing_has_changed(wrong
         with pytest.raises(CheckpointError, match="supertuning_indices"):
             PeftModel.from_pretrained(model, tmp_path, **options)
         before.assert_same(model, "After a file was refused", "")
+
+
+def test_only_dropout_in_training_keeps_delta_from_acting_as_a_whole():
+    for options, training, whole in (({"r": 2}, True, True), ({"r": 2, "lora_dropout": 0.5}, True, False)):
+        config = SupertuningConfig(sparsity=0.5, **options)
+        adapter = SupertuningAdapter(adapt(nn.Linear(6, 4)), config).train(training)
+        assert adapter.acts_whole() == whole
+        assert adapter.eval().acts_whole()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Generator, Tensor
 
 from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.adapters.singular import decomposed, squared_parts
 from peftcore.adapters.sizes import check_subspace
 from peftcore.base_layers import BaseLayer
 from peftcore_tinylora.config import TinyLoraConfig
@@ -39,10 +42,11 @@ class TinyLoraAdapter(LowRankDelta):
         if not config.inference_mode:
             check_subspace(base, config, "r")
         r = min(config.r, *base.matrix_shape)
-        weight = base.weight().detach().reshape(*base.stack_shape, *base.matrix_shape)
-        a, b = leading_factors(weight.mT if base.kind == "embedding" else weight, r)
-        self.register_buffer("tinylora_A", a)
-        self.register_buffer("tinylora_B", b)
+        a, b = decomposed(base, r, functools.partial(squared_parts, rank=r)).halves()
+        if base.kind == "embedding":
+            a, b = b.mT, a.mT
+        self.register_buffer("tinylora_A", a.contiguous())
+        self.register_buffer("tinylora_B", b.contiguous())
         self.register_buffer("tinylora_P", self._drawn(config, r).to(a.device), persistent=config.save_projection)
 
     def _drawn(self, config: TinyLoraConfig, r: int) -> Tensor:
@@ -60,25 +64,3 @@ class TinyLoraAdapter(LowRankDelta):
     def entering(self, x: Tensor) -> Tensor:
         """Return the input after dropout."""
         return self.tinylora_dropout(x)
-
-
-def leading_factors(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """Return factors ``[…, r, in]`` and ``[…, out, r]`` of a weight's best approximation of rank r.
-
-    They come from the eigenvectors of the smaller one of W·Wᵀ and Wᵀ·W, which takes less than half the time of a
-    singular value decomposition. What squaring costs in precision is lost in singular values that are small beside the
-    largest, and these are the last to be among r.
-    """
-    out, into = weight.shape[-2:]
-    if torch.empty(0).is_meta or weight.is_meta:
-        stack = weight.shape[:-2]
-        return torch.empty(*stack, r, into, device="meta"), torch.empty(*stack, out, r, device="meta")
-    if out > into:
-        a, b = leading_factors(weight.mT, r)
-        return b.mT.contiguous(), a.mT.contiguous()
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    directions = torch.linalg.eigh(weight @ weight.mT).eigenvectors[..., -r:].flip(-1)
-    projected = directions.mT @ weight
-    # Each row is a singular vector, as long as its singular value.
-    roots = torch.linalg.vector_norm(projected, dim=-1).sqrt()
-    return projected / roots.clamp(min=1e-12).unsqueeze(-1), directions * roots.unsqueeze(-2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from peftcore.adapters.spectral import SpectralDelta
@@ -22,7 +21,7 @@ class WaveFTAdapter(SpectralDelta):
     not saved.
 
     Attributes:
-        filters: The wavelet's, ``[2, taps]``; None if S itself is added.
+        filters: The wavelet's; None if S itself is added.
 
     Raises:
         ConfigError: The weight has fewer entries than the spectrum.
@@ -30,21 +29,14 @@ class WaveFTAdapter(SpectralDelta):
 
     spread: ClassVar[float] = 0.01
 
-    filters: Tensor | None
-
     def __init__(self, base: BaseLayer, config: WaveFTConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
         self.is_periodic = config.boundary == "periodization"
-        self.register_buffer("filters", _filters(base, config) if config.use_idwt else None, persistent=False)
+        self.filters = reconstruction_filters(config.wavelet_family) if config.use_idwt else None
 
     def transform(self, entries: Tensor) -> Tensor:
         """Return D⁻¹(S), or S itself."""
         if self.filters is None:
             return self.spectrum(entries)
-        filters = self.filters.to(entries.dtype)
-        return inverse_transform(entries, self.places, self.base.matrix_shape, filters, periodic=self.is_periodic)
-
-
-def _filters(base: BaseLayer, config: WaveFTConfig) -> Tensor:
-    taps = reconstruction_filters(config.wavelet_family)
-    return torch.tensor(taps, device=base.device, dtype=torch.promote_types(base.dtype, torch.float32))
+        shape = self.base.matrix_shape
+        return inverse_transform(entries, self.places, shape, self.filters, periodic=self.is_periodic)
