@@ -102,7 +102,7 @@ class _Together(NamedTuple):
             for part in parts:
                 if isinstance(part, WeightDelta):
                     together.deltas.append((group, part))
-                elif isinstance(part, OutputScale) and part.is_by_vectors and len(parts) == 1:
+                elif isinstance(part, OutputScale) and part.is_by_vectors() and len(parts) == 1:
                     together.scales.append((group, part))
                 else:
                     return None

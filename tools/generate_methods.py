@@ -67,8 +67,8 @@ INTRODUCTION = """\
 Every method is a plugin; this page is written by `tools/generate_methods.py` from what the plugins say of themselves.
 Trainable parameters are those of the default config on a `Linear` of 1024 × 1024 features, or on the layer \
 that stands beside the number.
-Every method takes part in mixed batches; the frozen layer then runs once where all adapters are deltas, and else \
-once per adapter.
+Every method takes part in mixed batches; the frozen layer then runs once where all adapters are deltas, or scale by \
+vectors, and else once per adapter.
 """
 
 PROMPTS = """\

@@ -46,11 +46,10 @@ class OutputScale(Adapter):
         """Return what the input is multiplied by, ``[in]``, or None if the input stays as it is."""
         return None
 
-    @property
-    def is_by_vectors(self) -> bool:
+    @classmethod
+    def is_by_vectors(cls) -> bool:
         """Whether :meth:`output_factors`, :meth:`input_factors` and :meth:`shift` say all that it does."""
-        own = type(self)
-        return own.change_output is OutputScale.change_output and own.forward is OutputScale.forward
+        return cls.change_output is OutputScale.change_output and cls.forward is OutputScale.forward
 
     @property
     def changes_output(self) -> bool:

@@ -12,6 +12,7 @@ import importlib_metadata
 
 from peftcore.adapters.base import Adapter
 from peftcore.adapters.delta import WeightDelta
+from peftcore.adapters.scale import OutputScale
 from peftcore.catalog import catalog
 from peftcore.config import LayerConfig, PeftConfig
 from peftcore.method import PeftMethod
@@ -74,7 +75,7 @@ def describe(method: PeftMethod) -> MethodDescription:
         family=_family(method),
         layers=tuple(sorted(adapter.kinds)) if adapter is not None else (),
         mergeable="no" if adapter is None else _mergeable(adapter),
-        mixed_batch="1 pass" if adapter is None or issubclass(adapter, WeightDelta) else "groups",
+        mixed_batch="1 pass" if adapter is None or _runs_once(adapter) else "groups",
         paper=method.paper,
     )
 
@@ -93,6 +94,10 @@ def _family(method: PeftMethod) -> str:
         return "Tuner"
     bases = (cls for cls in reversed(method.adapter_cls.__mro__) if cls.__module__.startswith("peftcore.adapters."))
     return next((cls for cls in bases if issubclass(cls, Adapter) and cls is not Adapter), Adapter).__name__
+
+
+def _runs_once(adapter: type[Adapter]) -> bool:
+    return issubclass(adapter, WeightDelta) or (issubclass(adapter, OutputScale) and adapter.is_by_vectors())
 
 
 def _mergeable(adapter: type[Adapter]) -> str:
