@@ -100,7 +100,8 @@ def test(*arguments: str) -> None:
     python("-m", "ruff", "format", "--check")
     python("-m", "mypy")
     site()
-    python("-m", "pytest", "-n", "2", "--dist", "loadgroup", *arguments, OMP_NUM_THREADS="1")
+    # Work is stolen, not handed out test by test: of some eighty thousand, to find each by its name takes minutes.
+    python("-m", "pytest", "-n", "2", "--dist", "worksteal", *arguments, OMP_NUM_THREADS="1")
 
 
 COMMANDS = {"quickstart": quickstart, "test": test, "site": site}

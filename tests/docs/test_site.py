@@ -42,7 +42,7 @@ METHODS = {name: folder for folder, names in method_pages.methods_by_plugin(ROOT
 
 # ------------------------------------------------------------------------------------------------- the site
 
-built = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+built = [pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

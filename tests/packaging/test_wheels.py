@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = [ROOT, ROOT / "plugins" / "peftcore-lora"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheels")]
+pytestmark = [pytest.mark.slow]
 
 # Runs in the new environment. Nothing of it may come from the source tree.
 USE = """
