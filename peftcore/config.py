@@ -31,6 +31,7 @@ from peftcore.exceptions import ConfigError
 from peftcore.json_files import CONFIG_NAME as CONFIG_NAME
 from peftcore.json_files import read_json_object as read_json_object
 from peftcore.options import dropout_option as dropout_option
+from peftcore.options import input_dropout_option as input_dropout_option
 from peftcore.options import layout_option as layout_option
 from peftcore.options import option as option
 from peftcore.options import problem_with

@@ -50,7 +50,7 @@ def register_peft_method() -> PeftMethod | Sequence[PeftMethod]:  # type: ignore
 
         @hookimpl
         def register_peft_method() -> PeftMethod:
-            return PeftMethod(name="c3a", config_cls=C3AConfig, adapter_cls=C3AAdapter)
+            return PeftMethod(config_cls=C3AConfig, adapter_cls=C3AAdapter)
     """
 
 

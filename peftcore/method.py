@@ -4,20 +4,22 @@ This is all that the core knows of a method::
 
     @hookimpl
     def register_peft_method() -> PeftMethod:
-        return PeftMethod(name="c3a", config_cls=C3AConfig, adapter_cls=C3AAdapter, paper="2407.19342")
+        return PeftMethod(config_cls=C3AConfig, adapter_cls=C3AAdapter, paper="2407.19342")
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from peftcore.adapters.base import Adapter
 from peftcore.catalog import name_problem
 from peftcore.config import PeftConfig
 from peftcore.exceptions import RegistrationError
 from peftcore.peft_type import PeftType
+from peftcore.targets.usual import ATTENTION_PROJECTIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,12 @@ class PeftMethod:
         RegistrationError: the fields contradict themselves or each other; the message names the field.
     """
 
-    name: str
-    """The method's name in lower case, the same as its entry point's; ``PeftType`` shows it in upper case."""
-
     config_cls: type[PeftConfig]
-    """The config, whose class line states the same name: ``class C3AConfig(LayerConfig, method="c3a")``."""
+    """The config, whose class line states the method's name: ``class C3AConfig(LayerConfig, method="c3a")``."""
+
+    name: str = ""
+    """The method's name in lower case, the same as its entry point's; ``PeftType`` shows it in upper case.
+    Left empty, it is the one that the config states."""
 
     adapter_cls: type[Adapter] | None = None
     """The adapter module put on each layer; None if ``tuner_cls`` does without."""
@@ -58,30 +61,42 @@ class PeftMethod:
     is_mixed_compatible: bool = True
     """Whether its adapters can be active together with adapters of other methods."""
 
-    default_targets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict, hash=False)
+    default_targets: Mapping[str, Sequence[str]] = dataclasses.field(default=None, hash=False)  # type: ignore[arg-type]
     """By the model's ``config.model_type``: the modules that the method adapts when the config names none, written as
-    the entries of ``target_modules``. A plugin may answer for them first, by the hook ``default_target_modules``."""
+    the entries of ``target_modules``. Left out, they are attention's projections in the usual models
+    (:data:`peftcore.targets.usual.ATTENTION_PROJECTIONS`) if the adapters take linear layers, and none if not.
+    A plugin may answer for them first, by the hook ``default_target_modules``."""
 
     paper: str | None = None
     """Where the method was published: an arXiv id, or the address of a publication that has none."""
 
     def __post_init__(self) -> None:
+        settle = functools.partial(object.__setattr__, self)
+        if not _is_class(self.config_cls, PeftConfig):
+            self._refuse("config_cls", f"{self.config_cls!r} is no class that derives from PeftConfig.")
+        if self.name == "":
+            settle("name", self._stated_name())
         if problem := name_problem(self.name):
             self._refuse("name", f"{problem}.")
         self._check_config()
         self._check_classes()
-        self._check_default_targets()
-        object.__setattr__(self, "prefix", self._checked_prefix())
+        settle("default_targets", self._checked_targets())
+        settle("prefix", self._checked_prefix())
 
     @property
     def peft_type(self) -> PeftType:
         """The method's member of :class:`PeftType`."""
         return PeftType.declare(self.name)
 
+    def _stated_name(self) -> str:
+        config = self.config_cls
+        if config.method is None:
+            problem = f"{config.__name__} belongs to no method. Write `class {config.__name__}(..., method=…)`."
+            self._refuse("config_cls", problem)
+        return config.method
+
     def _check_config(self) -> None:
-        if not _is_class(self.config_cls, PeftConfig):
-            self._refuse("config_cls", f"{self.config_cls!r} is no class that derives from PeftConfig.")
-        declared = getattr(self.config_cls, "method", None)
+        declared = self.config_cls.method
         if declared != self.name:
             config = self.config_cls.__name__
             self._refuse(
@@ -100,13 +115,18 @@ class PeftMethod:
             if value is not None and not isinstance(value, type):
                 self._refuse(field, f"{value!r} is no class.")
 
-    def _check_default_targets(self) -> None:
-        if not isinstance(self.default_targets, Mapping):
-            self._refuse("default_targets", f"{self.default_targets!r} is no mapping from types of models to names.")
-        for model_type, names in self.default_targets.items():
+    def _checked_targets(self) -> Mapping[str, Sequence[str]]:
+        given: Any = self.default_targets
+        if given is None:
+            adapts_linear = self.adapter_cls is not None and "linear" in self.adapter_cls.kinds
+            return ATTENTION_PROJECTIONS if adapts_linear else {}
+        if not isinstance(given, Mapping):
+            self._refuse("default_targets", f"{given!r} is no mapping from types of models to names.")
+        for model_type, names in given.items():
             is_listed = isinstance(names, Sequence) and not isinstance(names, str)
             if not (is_listed and isinstance(model_type, str) and all(isinstance(name, str) for name in names)):
                 self._refuse("default_targets", f"{model_type!r} must stand for a list of names, got {names!r}.")
+        return given
 
     def _checked_prefix(self) -> str:
         classes = (self.config_cls, self.adapter_cls, self.tuner_cls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import copy
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ def option(
     below: float | None = None,
     pattern: str | None = None,
     extension: bool = False,
+    role: str | None = None,
 ) -> Value:
     """Declare one field of a config: its default, its meaning and its bounds.
 
@@ -32,9 +34,10 @@ def option(
         at_least, above, at_most, below: Bounds of a number; ``None`` values are not checked.
         pattern: Name of the field whose patterns override this one for single layers (``r`` names ``"rank_pattern"``).
         extension: HF PEFT has no such field; it is written to files only when it differs from its default.
+        role: What a family does by itself with the option; see :func:`option_with_role`.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"meaning": meaning, "bounds": bounds, "pattern": pattern, "extension": extension}
+    metadata = {"meaning": meaning, "bounds": bounds, "pattern": pattern, "extension": extension, "role": role}
     if isinstance(default, (list, set, dict)):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -47,6 +50,26 @@ def dropout_option(what: str) -> float:
         what: What happens to what is left out: "an entry of the input is dropped".
     """
     return option(0.0, f"Probability with which {what}.", at_least=0, below=1)
+
+
+#: The role of the probability with which training drops entries of a layer's input before Δ acts on it.
+INPUT_DROPOUT = "input dropout"
+
+
+def input_dropout_option() -> float:
+    """Declare the probability with which training drops entries of a layer's input; by default it drops none.
+
+    An adapter that derives from :class:`~peftcore.adapters.delta.WeightDelta` needs no code of its own for it.
+    """
+    return option(
+        0.0, "Probability with which an entry of the input is dropped.", at_least=0, below=1, role=INPUT_DROPOUT
+    )
+
+
+@functools.cache
+def option_with_role(config_cls: Any, role: str) -> str | None:
+    """Return the name of a config class's option that has a role, None if none has."""
+    return next((field.name for field in dataclasses.fields(config_cls) if field.metadata.get("role") == role), None)
 
 
 def layout_option() -> bool:

@@ -62,6 +62,8 @@ class Adapter(LeanModule):
     #: Whether it repeats another adapter's effect on a layer that stores the same weight; then merging the other one
     #: merges this one too.
     repeats_another: ClassVar[bool] = False
+    #: Attributes that ``repr`` shows beside the kind of layer, of those that the adapter has.
+    shown: ClassVar[tuple[str, ...]] = ("r", "scaling")
 
     base: BaseLayer
     #: What the adapter holds once per model, or None.
@@ -161,7 +163,11 @@ class Adapter(LeanModule):
         return x.to(self.dtype) if x.is_floating_point() else x
 
     def extra_repr(self) -> str:
-        return f"kind={self.base.kind}"
+        values = {name: getattr(self, name) for name in self.shown if hasattr(self, name)}
+        written = (
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+        )
+        return ", ".join([f"kind={self.base.kind}", *written])
 
 
 def _first_tensor(module: nn.Module) -> Tensor | None:

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.base import Adapter, Below
+from peftcore.adapters.dropout import input_dropout
 from peftcore.base_layers.base import BaseLayer
+from peftcore.config import PeftConfig
+from peftcore.options import INPUT_DROPOUT, option_with_role
 
 #: Every kind whose weight a matrix can be added to.
 MATRIX_KINDS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "embedding", "attention", "parameter"})
@@ -33,11 +36,21 @@ class ThinFactors(NamedTuple):
 class WeightDelta(Adapter):
     """An additive change of the weight.
 
-    The author writes :meth:`delta_weight`, and :meth:`delta_forward` where there is a cheaper way than the full matrix;
-    :meth:`entering` where training drops out some of the input.
+    The author writes :meth:`delta_weight`, and :meth:`delta_forward` where there is a cheaper way than the full matrix.
+    If the config has an :func:`~peftcore.options.input_dropout_option`, training drops entries of the input.
+
+    Raises:
+        ConfigError: The config asks for dropout on a layer whose weight is used as a whole.
     """
 
     commutes = True
+
+    def __init__(self, base: BaseLayer, config: PeftConfig, shared: Any = None) -> None:
+        super().__init__(base, config, shared)
+        field = option_with_role(type(config), INPUT_DROPOUT)  # type: ignore[arg-type]  # a class has a hash
+        # None, rather than an Identity: that would be one module more for every layer, and one call more in forward.
+        drops_out = field is not None and getattr(config, field) > 0 and base.kind != "embedding"
+        self._modules["input_dropout"] = input_dropout(base, config, field) if drops_out and field is not None else None
 
     @property
     def changes_bias(self) -> bool:  # type: ignore[override]
@@ -67,7 +80,8 @@ class WeightDelta(Adapter):
 
     def entering(self, x: Tensor) -> Tensor:
         """Return a layer's input as Δ sees it: itself, unless training drops out some of it."""
-        return x
+        dropout = self._modules.get("input_dropout")
+        return x if dropout is None else dropout(x)
 
     def thin_factors(self) -> ThinFactors | None:
         """Return the factors of which Δ is the product, if that is all it is and the layer multiplies by a matrix.

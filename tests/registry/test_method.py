@@ -9,6 +9,7 @@ from peftcore import PeftMethod, PeftType
 from peftcore.adapters.base import Adapter
 from peftcore.config import LayerConfig
 from peftcore.exceptions import RegistrationError
+from peftcore.targets.usual import ATTENTION_PROJECTIONS
 
 
 class SomeConfig(LayerConfig, method="some_method"):
@@ -36,10 +37,28 @@ def test_a_complete_method():
     assert made.prefix == "some_method_"
     assert made.peft_type is PeftType.declare("some_method")
     assert made.is_mixed_compatible
-    assert made.default_targets == {}
+    assert made.default_targets == ATTENTION_PROJECTIONS
     assert hash(made) == hash(method())
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.name = "other"
+
+
+def test_the_name_is_the_config_s():
+    made = PeftMethod(config_cls=SomeConfig, adapter_cls=SomeAdapter)
+    assert made == method()
+    assert made.name == "some_method"
+    with pytest.raises(RegistrationError, match=r"field config_cls: LayerConfig belongs to no method.*method=…"):
+        PeftMethod(config_cls=LayerConfig, adapter_cls=SomeAdapter)
+
+
+def test_what_is_adapted_by_default_follows_from_the_kinds_of_layers():
+    class OnEmbeddings(SomeAdapter):
+        kinds = frozenset({"embedding"})
+
+    assert method(adapter_cls=OnEmbeddings).default_targets == {}
+    assert method(adapter_cls=None, tuner_cls=OtherwisePrefixedTuner).default_targets == {}
+    assert method(default_targets={}).default_targets == {}
+    assert method(default_targets={"llama": ["q_proj"]}).default_targets == {"llama": ["q_proj"]}
 
 
 def test_the_prefix_may_be_given_or_declared_by_a_class():

@@ -1,9 +1,6 @@
 """AdaLoRA for peftcore: W' = W + s · B · diag(E) · A, with ranks that go to the layers in need (arXiv 2303.10512)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_adalora.adapter import AdaLoraAdapter
 from peftcore_adalora.config import AdaLoraConfig
 from peftcore_adalora.default_targets import TARGETS
@@ -16,7 +13,6 @@ __all__ = ["AdaLoraAdapter", "AdaLoraConfig", "AdaLoraTuner"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="adalora",
         config_cls=AdaLoraConfig,
         adapter_cls=AdaLoraAdapter,
         tuner_cls=AdaLoraTuner,

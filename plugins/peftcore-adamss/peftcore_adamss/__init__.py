@@ -1,9 +1,6 @@
 """AdaMSS for peftcore: clusters of a weight's outputs, each with its own small subspace (NeurIPS 2025)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_adamss.adapter import AdamssAdapter
 from peftcore_adamss.config import AdamssConfig
@@ -16,11 +13,9 @@ __all__ = ["AdamssAdapter", "AdamssConfig", "AdamssTuner"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="adamss",
         config_cls=AdamssConfig,
         adapter_cls=AdamssAdapter,
         tuner_cls=AdamssTuner,
-        prefix="adamss_",
         default_targets={**ATTENTION_PROJECTIONS, "vit": ["query", "value"]},
         paper="https://openreview.net/forum?id=8ZdWmpYxT0",
     )

@@ -1,9 +1,6 @@
 """Adaption prompts for peftcore: tokens that attention sees through a gate, LLaMA-Adapter (arXiv 2303.16199)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_adaption_prompt.adapter import AdaptionPromptAdapter
 from peftcore_adaption_prompt.config import AdaptionPromptConfig
 from peftcore_adaption_prompt.default_targets import TARGETS
@@ -16,7 +13,6 @@ __all__ = ["AdaptionPromptAdapter", "AdaptionPromptConfig", "AdaptionPromptTuner
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="adaption_prompt",
         config_cls=AdaptionPromptConfig,
         adapter_cls=AdaptionPromptAdapter,
         tuner_cls=AdaptionPromptTuner,

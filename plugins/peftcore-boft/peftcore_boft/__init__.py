@@ -1,15 +1,11 @@
 """BOFT for peftcore: W' = s ∘ (W · B₁ · … · B_m) with orthogonal butterfly factors (arXiv 2311.06243)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor
 
+from peftcore import PeftMethod, hookimpl
 from peftcore.config import PeftConfig
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
-from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_boft.adapter import BOFTAdapter, with_factors
 from peftcore_boft.config import BOFTConfig
 
@@ -19,14 +15,7 @@ __all__ = ["BOFTAdapter", "BOFTConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(
-        name="boft",
-        config_cls=BOFTConfig,
-        adapter_cls=BOFTAdapter,
-        prefix="boft_",
-        default_targets=ATTENTION_PROJECTIONS,
-        paper="2311.06243",
-    )
+    return PeftMethod(config_cls=BOFTConfig, adapter_cls=BOFTAdapter, paper="2311.06243")
 
 
 @hookimpl

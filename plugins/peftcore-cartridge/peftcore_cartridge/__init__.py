@@ -1,9 +1,6 @@
 """Cartridges for peftcore: keys and values that stand for a text, trained themselves (arXiv 2506.06266)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_cartridge.composing import compose_cartridge_adapters
 from peftcore_cartridge.config import CartridgeConfig
 from peftcore_cartridge.encoder import CartridgeEncoder
@@ -26,4 +23,4 @@ __all__ = [
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(name="cartridge", config_cls=CartridgeConfig, encoder_cls=CartridgeEncoder, paper="2506.06266")
+    return PeftMethod(config_cls=CartridgeConfig, encoder_cls=CartridgeEncoder, paper="2506.06266")

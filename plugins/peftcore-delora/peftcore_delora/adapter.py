@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.sizes import check_rank
-from peftcore.adapters.starts import uniform
+from peftcore.adapters.starts import uniform, zeros_or_uniform
 from peftcore.base_layers import BaseLayer
 from peftcore_delora.config import DeloraConfig
 
@@ -36,14 +35,8 @@ class DeloraAdapter(LowRankDelta):
         super().__init__(base, config, shared)
         check_rank(base, config, "r")
         self.r, stack, (out, into) = config.r, base.stack_shape, base.matrix_shape
-        self.module_dropout = input_dropout(base, config, "module_dropout")
         self.delora_A = nn.Parameter(uniform(*stack, config.r, into, fan_in=into))
-        b = (
-            torch.zeros(*stack, out, config.r)
-            if config.init_weights
-            else uniform(*stack, out, config.r, fan_in=config.r)
-        )
-        self.delora_B = nn.Parameter(b)
+        self.delora_B = nn.Parameter(zeros_or_uniform(*stack, out, config.r, zeros=config.init_weights, fan_in=config.r))
         self.delora_lambda = nn.Parameter(torch.full((*stack, 1), float(config.delora_lambda)))
         self.register_buffer("delora_w_norm", _column_lengths(base))
 
@@ -53,13 +46,6 @@ class DeloraAdapter(LowRankDelta):
         a = a / a.norm(dim=-1, keepdim=True).clamp(min=SHORTEST)
         b = b / b.norm(dim=-2, keepdim=True).clamp(min=SHORTEST)
         return a * self.delora_w_norm.unsqueeze(-2), b * factor
-
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        return self.module_dropout(x)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, r={self.r}"
 
 
 def _column_lengths(base: BaseLayer) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcore.config import LayerConfig, dropout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, option
 
 
 class DeloraConfig(LayerConfig, method="delora"):
@@ -17,7 +17,7 @@ class DeloraConfig(LayerConfig, method="delora"):
 
     r: int = option(8, "Rank.", at_least=1, pattern="rank_pattern")
     delora_lambda: float = option(15, "What λ, which trains, starts with.", at_least=0, pattern="lambda_pattern")
-    module_dropout: float = dropout_option("an entry of the input is dropped")
+    module_dropout: float = input_dropout_option()
     init_weights: bool = option(True, "Start with B = 0, so that the model is as it was; False is for tests.")
     rank_pattern: dict[str, int] = option({}, "Ranks of single layers, by regular expressions on their paths' ends.")
     lambda_pattern: dict[str, float] = option({}, "Starts of λ on single layers, written as rank_pattern.")

@@ -1,9 +1,6 @@
 """FourierFT for peftcore: W' = W + α · Re F⁻¹(S) with a sparse spectrum (arXiv 2405.03003)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_fourierft.adapter import FourierFTAdapter
 from peftcore_fourierft.config import FourierFTConfig
@@ -15,10 +12,8 @@ __all__ = ["FourierFTAdapter", "FourierFTConfig"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="fourierft",
         config_cls=FourierFTConfig,
         adapter_cls=FourierFTAdapter,
-        prefix="fourierft_",
         default_targets={**ATTENTION_PROJECTIONS, "gpt2": ["mlp.c_proj"], "gpt_bigcode": ["mlp.c_proj"]},
         paper="2405.03003",
     )

@@ -1,9 +1,6 @@
 """FRoD for peftcore: W' = U · (Λ + S) · Vᵀ with a basis V that layers share and a sparse S (arXiv 2512.23485)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_frod.adapter import FrodAdapter
 from peftcore_frod.bases import FrodBases
@@ -17,12 +14,10 @@ __all__ = ["FrodAdapter", "FrodBases", "FrodConfig", "FrodTuner"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="frod",
         config_cls=FrodConfig,
         adapter_cls=FrodAdapter,
         tuner_cls=FrodTuner,
         shared_cls=FrodBases,
-        prefix="frod_",
         default_targets={**ATTENTION_PROJECTIONS, "phi": ["q_proj", "v_proj"], "vit": ["query", "value"]},
         paper="2512.23485",
     )

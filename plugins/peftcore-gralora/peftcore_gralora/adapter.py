@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import functools
 
 import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.sizes import check_divisor, check_rank
-from peftcore.adapters.starts import uniform
+from peftcore.adapters.starts import uniform, zeros_or_uniform
 from peftcore.base_layers import BaseLayer
 from peftcore_gralora.config import GraloraConfig
 
@@ -28,7 +27,8 @@ class GraloraAdapter(WeightDelta):
         ConfigError: The blocks do not fit the layer, a rank is above both sizes, or dropout can't act on the layer.
     """
 
-    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
+    kinds = MATRIX_KINDS
+    shown = "blocks", "scaling"
 
     def __init__(self, base: BaseLayer, config: GraloraConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
@@ -36,22 +36,16 @@ class GraloraAdapter(WeightDelta):
         check_rank(base, config, "r")
         check_rank(base, config, "hybrid_r")
         self.blocks, self.scaling = config.gralora_k, config.alpha / (config.r + config.hybrid_r)
-        self.gralora_dropout = input_dropout(base, config, "gralora_dropout")
         stack, (out, into), k = base.stack_shape, base.matrix_shape, config.gralora_k
-
-        def second(*shape: int, fan_in: int) -> Tensor:
-            return torch.zeros(*stack, *shape) if config.init_weights else uniform(*stack, *shape, fan_in=fan_in)
+        last = functools.partial(zeros_or_uniform, *stack, zeros=config.init_weights)
 
         self.gralora_A = nn.Parameter(uniform(*stack, k, into // k, config.r, fan_in=into // k))
-        self.gralora_B = nn.Parameter(second(k, config.r, out // k, fan_in=config.r))
+        self.gralora_B = nn.Parameter(last(k, config.r, out // k, fan_in=config.r))
         self.hybrid = config.hybrid_r > 0
         if self.hybrid:
-            a, b = (
-                uniform(*stack, config.hybrid_r, into, fan_in=into),
-                second(out, config.hybrid_r, fan_in=config.hybrid_r),
-            )
-            self.gralora_A_general = nn.ParameterDict({"weight": a})
-            self.gralora_B_general = nn.ParameterDict({"weight": b})
+            r = config.hybrid_r
+            self.gralora_A_general = nn.ParameterDict({"weight": uniform(*stack, r, into, fan_in=into)})
+            self.gralora_B_general = nn.ParameterDict({"weight": last(out, r, fan_in=r)})
 
     def delta_weight(self) -> Tensor:
         """Return the blocks side by side, and the low-rank change of the whole weight."""
@@ -67,10 +61,9 @@ class GraloraAdapter(WeightDelta):
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return Δ · dropout(x); on a linear layer, by way of the factors."""
-        x = self.gralora_dropout(x)
         if self.base.kind != "linear":
             return super().delta_forward(x)
-        k, rank = self.blocks, self.gralora_A.shape[-1]
+        x, k, rank = self.entering(x), self.blocks, self.gralora_A.shape[-1]
         pieces = x.reshape(*x.shape[:-1], k, x.shape[-1] // k)
         into_rank = torch.einsum("...gi,gir->...gr", pieces, self.gralora_A)
         # Of what each piece of the input has become, a share goes to each piece of the output.
@@ -84,6 +77,3 @@ class GraloraAdapter(WeightDelta):
     def _general(self) -> tuple[nn.Parameter, nn.Parameter]:
         """Return the factors of the low-rank change of the whole weight."""
         return self.get_parameter("gralora_A_general.weight"), self.get_parameter("gralora_B_general.weight")
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, blocks={self.blocks}, scaling={self.scaling:g}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, layout_option, option
 
 
 class GraloraConfig(LayerConfig, method="gralora"):
@@ -21,7 +21,7 @@ class GraloraConfig(LayerConfig, method="gralora"):
         0, "Rank of a low-rank change of the whole weight beside the blocks; 0 for none.", at_least=0
     )
     alpha: float = option(64, "Numerator of the scaling, alpha / (r + hybrid_r).")
-    gralora_dropout: float = dropout_option("an entry of the input is dropped")
+    gralora_dropout: float = input_dropout_option()
     gralora_k: int = option(2, "Blocks along each side of the weight; a divisor of both sizes and of r.", at_least=1)
     fan_in_fan_out: bool = layout_option()
     init_weights: bool = option(True, "Start with B = 0, so that the model is as it was; False is for tests.")

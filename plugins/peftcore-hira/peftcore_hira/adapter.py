@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.sizes import check_rank
 from peftcore.adapters.starts import uniform
 from peftcore.base_layers import BaseLayer
@@ -32,14 +29,13 @@ class HiraAdapter(WeightDelta):
         ConfigError: The rank is above both sizes of the weight, or dropout can't act on the layer.
     """
 
-    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
+    kinds = MATRIX_KINDS
     depends_on_weight = True
 
     def __init__(self, base: BaseLayer, config: HiraConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
         check_rank(base, config, "r")
         self.r = config.r
-        self.hira_dropout = input_dropout(base, config, "hira_dropout")
         self._prefix = "hira_embedding_" if base.kind == "embedding" else "hira_"
         for name, factor in zip("AB", _factors(base, config), strict=True):
             self.register_parameter(self._prefix + name, nn.Parameter(factor))
@@ -50,13 +46,6 @@ class HiraAdapter(WeightDelta):
         flat = self.base.kind.startswith("conv")
         product = b.flatten(1) @ a.flatten(1) if flat else b @ a
         return self.base.weight().to(a.dtype) * product.reshape(self.base.weight_shape)
-
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        return self.hira_dropout(x)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, r={self.r}"
 
 
 def _factors(base: BaseLayer, config: HiraConfig) -> tuple[Tensor, Tensor]:

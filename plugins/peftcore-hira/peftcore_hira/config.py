@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, layout_option, option
 
 #: Values of ``init_weights``.
 Init = bool | Literal["gaussian"] | None
@@ -20,7 +20,7 @@ class HiraConfig(LayerConfig, method="hira"):
     """
 
     r: int = option(32, "Rank of B · A; Δ has up to this rank times that of W.", at_least=1, pattern="rank_pattern")
-    hira_dropout: float = dropout_option("an entry of the input is dropped")
+    hira_dropout: float = input_dropout_option()
     rank_pattern: dict[str, int] = option({}, "Ranks of single layers, by regular expressions on their paths' ends.")
     fan_in_fan_out: bool = layout_option()
     init_weights: Init = option(

@@ -1,9 +1,6 @@
 """IA3 for peftcore: y = l ∘ (W x + b), or W (l ∘ x) + b (arXiv 2205.05638)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_ia3.adapter import IA3Adapter
 from peftcore_ia3.config import IA3Config
 from peftcore_ia3.default_targets import TARGETS
@@ -16,11 +13,5 @@ __all__ = ["IA3Adapter", "IA3Config", "IA3Tuner"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="ia3",
-        config_cls=IA3Config,
-        adapter_cls=IA3Adapter,
-        tuner_cls=IA3Tuner,
-        prefix="ia3_",
-        default_targets=TARGETS,
-        paper="2205.05638",
+        config_cls=IA3Config, adapter_cls=IA3Adapter, tuner_cls=IA3Tuner, default_targets=TARGETS, paper="2205.05638"
     )

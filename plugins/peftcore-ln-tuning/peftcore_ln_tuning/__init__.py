@@ -1,13 +1,10 @@
 """LN tuning for peftcore: the normalization layers train, and nothing else (arXiv 2312.11420)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_ln_tuning.adapter import LNTuningAdapter
 from peftcore_ln_tuning.config import LNTuningConfig
 from peftcore_ln_tuning.default_targets import TARGETS
@@ -21,7 +18,6 @@ __all__ = ["LNTuningAdapter", "LNTuningConfig", "LNTuningTuner"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="ln_tuning",
         config_cls=LNTuningConfig,
         adapter_cls=LNTuningAdapter,
         tuner_cls=LNTuningTuner,

@@ -1,14 +1,10 @@
 """MiSS for peftcore: W' = W + [D D … D]ᵀ, a matrix that all shards of the input share (arXiv 2409.15371)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
-from peftcore.targets.usual import ATTENTION_PROJECTIONS
+from peftcore import PeftMethod, hookimpl
 from peftcore_miss.adapter import MissAdapter
 from peftcore_miss.config import MissConfig
 
@@ -18,14 +14,7 @@ __all__ = ["MissAdapter", "MissConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(
-        name="miss",
-        config_cls=MissConfig,
-        adapter_cls=MissAdapter,
-        prefix="miss_",
-        default_targets=ATTENTION_PROJECTIONS,
-        paper="2409.15371",
-    )
+    return PeftMethod(config_cls=MissConfig, adapter_cls=MissAdapter, paper="2409.15371")
 
 
 @hookimpl

@@ -1,9 +1,6 @@
 """Multitask prompt tuning for peftcore: one prompt, times a matrix of low rank per task (arXiv 2303.02861)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_multitask_prompt_tuning.config import MultitaskPromptTuningConfig, MultitaskPromptTuningInit
 from peftcore_multitask_prompt_tuning.encoder import MultitaskPromptEmbedding
 
@@ -13,9 +10,4 @@ __all__ = ["MultitaskPromptEmbedding", "MultitaskPromptTuningConfig", "Multitask
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(
-        name="multitask_prompt_tuning",
-        config_cls=MultitaskPromptTuningConfig,
-        encoder_cls=MultitaskPromptEmbedding,
-        paper="2303.02861",
-    )
+    return PeftMethod(config_cls=MultitaskPromptTuningConfig, encoder_cls=MultitaskPromptEmbedding, paper="2303.02861")

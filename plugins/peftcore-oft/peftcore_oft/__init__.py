@@ -1,10 +1,6 @@
 """OFT for peftcore: W' = W · blockdiag(R₁ … R_D) with orthogonal blocks (arXiv 2306.07280, 2506.19847)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
-from peftcore.targets.usual import ATTENTION_PROJECTIONS
+from peftcore import PeftMethod, hookimpl
 from peftcore_oft.adapter import OFTAdapter
 from peftcore_oft.config import OFTConfig
 
@@ -14,11 +10,4 @@ __all__ = ["OFTAdapter", "OFTConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(
-        name="oft",
-        config_cls=OFTConfig,
-        adapter_cls=OFTAdapter,
-        prefix="oft_",
-        default_targets=ATTENTION_PROJECTIONS,
-        paper="2306.07280",
-    )
+    return PeftMethod(config_cls=OFTConfig, adapter_cls=OFTAdapter, paper="2306.07280")

@@ -1,9 +1,6 @@
 """OSF for peftcore: a weight's weak singular directions train, orthogonally to its strong ones (arXiv 2504.07097)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore.targets.usual import by_model_type
 from peftcore_osf.adapter import OsfAdapter
 from peftcore_osf.config import OsfConfig
@@ -25,11 +22,4 @@ _TARGETS = by_model_type(
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(
-        name="osf",
-        config_cls=OsfConfig,
-        adapter_cls=OsfAdapter,
-        prefix="osf_",
-        default_targets=_TARGETS,
-        paper="2504.07097",
-    )
+    return PeftMethod(config_cls=OsfConfig, adapter_cls=OsfAdapter, default_targets=_TARGETS, paper="2504.07097")

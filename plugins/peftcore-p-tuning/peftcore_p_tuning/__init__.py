@@ -1,9 +1,6 @@
 """P-tuning for peftcore: virtual tokens that a small network makes (arXiv 2103.10385)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_p_tuning.config import PromptEncoderConfig, PromptEncoderReparameterizationType
 from peftcore_p_tuning.encoder import PTuningEncoder
 
@@ -13,4 +10,4 @@ __all__ = ["PTuningEncoder", "PromptEncoderConfig", "PromptEncoderReparameteriza
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(name="p_tuning", config_cls=PromptEncoderConfig, encoder_cls=PTuningEncoder, paper="2103.10385")
+    return PeftMethod(config_cls=PromptEncoderConfig, encoder_cls=PTuningEncoder, paper="2103.10385")

@@ -1,10 +1,6 @@
 """PEANuT for peftcore: W' = W + s · B · net(A · W), a small network of the weight (arXiv 2410.01870)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
-from peftcore.targets.usual import ATTENTION_PROJECTIONS
+from peftcore import PeftMethod, hookimpl
 from peftcore_peanut.adapter import PeanutAdapter
 from peftcore_peanut.config import PeanutConfig
 
@@ -14,11 +10,4 @@ __all__ = ["PeanutAdapter", "PeanutConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(
-        name="peanut",
-        config_cls=PeanutConfig,
-        adapter_cls=PeanutAdapter,
-        prefix="peanut_",
-        default_targets=ATTENTION_PROJECTIONS,
-        paper="2410.01870",
-    )
+    return PeftMethod(config_cls=PeanutConfig, adapter_cls=PeanutAdapter, paper="2410.01870")

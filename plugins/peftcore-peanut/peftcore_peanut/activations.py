@@ -18,27 +18,18 @@ def _laplace(x: Tensor) -> Tensor:
 
 _gelu_tanh: Callable[[Tensor], Tensor] = partial(functional.gelu, approximate="tanh")
 
+#: Those that torch has by the same name.
+_TORCH_S = ["gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh"]
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
+    **{name: getattr(functional, name) for name in _TORCH_S},
+    **dict.fromkeys(("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh"), _gelu_tanh),
     "gelu_10": lambda x: functional.gelu(x).clamp(-10, 10),
-    "gelu_accurate": _gelu_tanh,
-    "gelu_fast": _gelu_tanh,
-    "gelu_new": _gelu_tanh,
     "gelu_python": functional.gelu,
-    "gelu_python_tanh": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "hardswish": functional.hardswish,
     "laplace": _laplace,
-    "leaky_relu": functional.leaky_relu,
     "linear": lambda x: x,
-    "mish": functional.mish,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": functional.relu,
     "relu2": lambda x: functional.relu(x).square(),
-    "relu6": functional.relu6,
-    "sigmoid": torch.sigmoid,
-    "silu": functional.silu,
     "sqrtsoftplus": lambda x: functional.softplus(x).sqrt(),
     "swish": functional.silu,
-    "tanh": torch.tanh,
 }

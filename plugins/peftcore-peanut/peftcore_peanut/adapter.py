@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.sizes import check_rank
-from peftcore.adapters.starts import uniform
+from peftcore.adapters.starts import zeros_or_uniform
 from peftcore.base_layers import BaseLayer
 from peftcore_peanut.activations import ACTIVATIONS
 from peftcore_peanut.config import PeanutConfig
@@ -34,13 +33,11 @@ class PeanutAdapter(LowRankDelta):
         self.scaling, self.act_fn = config.scaling, config.act_fn
         stack, out, r = base.stack_shape, base.matrix_shape[0], config.r
 
-        def layer(rows: int, columns: int) -> nn.ParameterDict:
-            return nn.ParameterDict({"weight": uniform(*stack, rows, columns, fan_in=columns)})
+        def layer(rows: int, columns: int, zeros: bool = False) -> nn.ParameterDict:
+            return nn.ParameterDict({"weight": zeros_or_uniform(*stack, rows, columns, zeros=zeros, fan_in=columns)})
 
         self.peanut_A = layer(r, out)
-        self.peanut_B = (
-            nn.ParameterDict({"weight": torch.zeros(*stack, out, r)}) if config.init_weights else layer(out, r)
-        )
+        self.peanut_B = layer(out, r, zeros=config.init_weights)
         self.peanut_encoders = nn.ModuleList(layer(r, r) for _ in range(config.depth))
         self.peanut_decoders = nn.ModuleList(layer(r, r) for _ in range(config.depth))
 

@@ -1,9 +1,6 @@
 """Prefix tuning for peftcore: trained keys and values in front of every layer's own (arXiv 2101.00190)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_prefix_tuning.config import PrefixTuningConfig
 from peftcore_prefix_tuning.encoder import PrefixEncoder
 
@@ -13,6 +10,4 @@ __all__ = ["PrefixEncoder", "PrefixTuningConfig"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(
-        name="prefix_tuning", config_cls=PrefixTuningConfig, encoder_cls=PrefixEncoder, paper="2101.00190"
-    )
+    return PeftMethod(config_cls=PrefixTuningConfig, encoder_cls=PrefixEncoder, paper="2101.00190")

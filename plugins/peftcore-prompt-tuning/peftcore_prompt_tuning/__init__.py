@@ -1,9 +1,6 @@
 """Prompt tuning for peftcore: trained embeddings in front of the tokens' (arXiv 2104.08691)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_prompt_tuning.config import PromptTuningConfig, PromptTuningInit
 from peftcore_prompt_tuning.encoder import PromptEmbedding
 
@@ -13,6 +10,4 @@ __all__ = ["PromptEmbedding", "PromptTuningConfig", "PromptTuningInit"]
 @hookimpl
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
-    return PeftMethod(
-        name="prompt_tuning", config_cls=PromptTuningConfig, encoder_cls=PromptEmbedding, paper="2104.08691"
-    )
+    return PeftMethod(config_cls=PromptTuningConfig, encoder_cls=PromptEmbedding, paper="2104.08691")

@@ -1,16 +1,12 @@
 """RandLoRA for peftcore: W' = W + s · Σᵢ Bᵢ · diag(λᵢ) · A · diag(γᵢ) (arXiv 2502.00987)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from peftcore import PeftMethod, hookimpl
 from peftcore.exceptions import CheckpointError
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
-from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_randlora.adapter import RandLoraAdapter
 from peftcore_randlora.bases import RandLoraBases
 from peftcore_randlora.config import RandLoraConfig
@@ -24,13 +20,7 @@ _BASES = ("base_model.randlora_A", "base_model.randlora_B")
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="randlora",
-        config_cls=RandLoraConfig,
-        adapter_cls=RandLoraAdapter,
-        shared_cls=RandLoraBases,
-        prefix="randlora_",
-        default_targets=ATTENTION_PROJECTIONS,
-        paper="2502.00987",
+        config_cls=RandLoraConfig, adapter_cls=RandLoraAdapter, shared_cls=RandLoraBases, paper="2502.00987"
     )
 
 

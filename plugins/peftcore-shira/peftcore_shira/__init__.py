@@ -1,9 +1,6 @@
 """SHiRA for peftcore: W' = W + S, with S sparse (arXiv 2406.13175)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_shira.adapter import ShiraAdapter
 from peftcore_shira.config import MaskFunction, ShiraConfig
@@ -15,10 +12,8 @@ __all__ = ["MaskFunction", "ShiraAdapter", "ShiraConfig"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="shira",
         config_cls=ShiraConfig,
         adapter_cls=ShiraAdapter,
-        prefix="shira_",
         default_targets={**ATTENTION_PROJECTIONS, "phi": ["q_proj", "v_proj"]},
         paper="2406.13175",
     )

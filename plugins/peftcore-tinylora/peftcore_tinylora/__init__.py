@@ -1,10 +1,6 @@
 """TinyLoRA for peftcore: W' = W + B · (Σᵢ vᵢ Pᵢ) · A, where only the vectors v train (arXiv 2602.04118)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
-from peftcore.targets.usual import ATTENTION_PROJECTIONS
+from peftcore import PeftMethod, hookimpl
 from peftcore_tinylora.adapter import TinyLoraAdapter
 from peftcore_tinylora.config import TinyLoraConfig
 from peftcore_tinylora.vectors import TinyLoraVectors
@@ -16,11 +12,5 @@ __all__ = ["TinyLoraAdapter", "TinyLoraConfig", "TinyLoraVectors"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="tinylora",
-        config_cls=TinyLoraConfig,
-        adapter_cls=TinyLoraAdapter,
-        shared_cls=TinyLoraVectors,
-        prefix="tinylora_",
-        default_targets=ATTENTION_PROJECTIONS,
-        paper="2602.04118",
+        config_cls=TinyLoraConfig, adapter_cls=TinyLoraAdapter, shared_cls=TinyLoraVectors, paper="2602.04118"
     )

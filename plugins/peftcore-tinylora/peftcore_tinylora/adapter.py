@@ -7,7 +7,6 @@ import functools
 import torch
 from torch import Generator, Tensor
 
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.singular import decomposed, squared_parts
 from peftcore.adapters.sizes import check_subspace
@@ -37,7 +36,6 @@ class TinyLoraAdapter(LowRankDelta):
 
     def __init__(self, base: BaseLayer, config: TinyLoraConfig, shared: TinyLoraVectors) -> None:
         super().__init__(base, config, shared)
-        self.tinylora_dropout = input_dropout(base, config, "tinylora_dropout")
         self._number = shared.number(base)
         if not config.inference_mode:
             check_subspace(base, config, "r")
@@ -60,7 +58,3 @@ class TinyLoraAdapter(LowRankDelta):
         if self.base.kind == "embedding":
             return self.tinylora_B.mT, (mixed @ self.tinylora_A).mT
         return self.tinylora_A, self.tinylora_B @ mixed
-
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        return self.tinylora_dropout(x)

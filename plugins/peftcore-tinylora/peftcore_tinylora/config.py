@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, layout_option, option
 
 
 class TinyLoraConfig(LayerConfig, method="tinylora"):
@@ -32,7 +32,7 @@ class TinyLoraConfig(LayerConfig, method="tinylora"):
         True, "Whether files hold the Pᵢ; if not, they are drawn again from the seed when a file is loaded."
     )
     init_v_bound: float = option(0.02, "With init_weights='uniform', v starts within ± this.", at_least=0)
-    tinylora_dropout: float = dropout_option("an entry of the input is dropped")
+    tinylora_dropout: float = input_dropout_option()
     fan_in_fan_out: bool = layout_option()
     init_weights: bool | Literal["uniform"] = option(
         True, "How v starts: True, at zero, so that the model is as it was; 'uniform' or False, at random."

@@ -1,9 +1,6 @@
 """Trainable tokens for peftcore: E' = E with the rows of some tokens replaced by trained ones."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore_trainable_tokens.adapter import TrainableTokensAdapter
 from peftcore_trainable_tokens.config import TrainableTokensConfig
 from peftcore_trainable_tokens.tuner import TrainableTokensTuner
@@ -15,8 +12,5 @@ __all__ = ["TrainableTokensAdapter", "TrainableTokensConfig", "TrainableTokensTu
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="trainable_tokens",
-        config_cls=TrainableTokensConfig,
-        adapter_cls=TrainableTokensAdapter,
-        tuner_cls=TrainableTokensTuner,
+        config_cls=TrainableTokensConfig, adapter_cls=TrainableTokensAdapter, tuner_cls=TrainableTokensTuner
     )

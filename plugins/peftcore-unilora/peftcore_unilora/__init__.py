@@ -1,10 +1,6 @@
 """Uni-LoRA for peftcore: W' = W + B · A, all of whose entries come from one vector (arXiv 2506.00799)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
-from peftcore.targets.usual import ATTENTION_PROJECTIONS
+from peftcore import PeftMethod, hookimpl
 from peftcore_unilora.adapter import UniLoraAdapter
 from peftcore_unilora.config import UniLoraConfig
 from peftcore_unilora.vector import UniLoraVector
@@ -16,11 +12,5 @@ __all__ = ["UniLoraAdapter", "UniLoraConfig", "UniLoraVector"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="unilora",
-        config_cls=UniLoraConfig,
-        adapter_cls=UniLoraAdapter,
-        shared_cls=UniLoraVector,
-        prefix="unilora_",
-        default_targets=ATTENTION_PROJECTIONS,
-        paper="2506.00799",
+        config_cls=UniLoraConfig, adapter_cls=UniLoraAdapter, shared_cls=UniLoraVector, paper="2506.00799"
     )

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.sizes import check_rank
 from peftcore.base_layers import BaseLayer
@@ -34,7 +33,6 @@ class UniLoraAdapter(LowRankDelta):
     def __init__(self, base: BaseLayer, config: UniLoraConfig, shared: UniLoraVector) -> None:
         super().__init__(base, config, shared)
         check_rank(base, config, "r")
-        self.unilora_dropout = input_dropout(base, config, "unilora_dropout")
         chosen = dict(zip("AB", shared.indices(base, config.r), strict=True))
         device, kept = torch.empty(0).device, config.save_indices
         # The scales first: an adapter's first tensor says in which dtype it computes.
@@ -50,10 +48,6 @@ class UniLoraAdapter(LowRankDelta):
     def _factor(self, name: str) -> Tensor:
         scales = self.get_buffer(f"unilora_scales_{name}")
         return self.shared.unilora_theta_d.to(scales)[self.get_buffer(f"unilora_indices_{name}")] * scales
-
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        return self.unilora_dropout(x)
 
     def before_load(self, state: Mapping[str, Tensor]) -> None:
         """Check that every index names an entry of θ.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, layout_option, option
 
 
 class UniLoraConfig(LayerConfig, method="unilora"):
@@ -19,7 +19,7 @@ class UniLoraConfig(LayerConfig, method="unilora"):
     r: int = option(4, "Rank of the factors.", at_least=1)
     proj_seed: int = option(42, "Seed of the assignment of θ's entries to the factors'.", at_least=0)
     theta_d_length: int = option(256, "Length of θ: all that is trained.", at_least=1)
-    unilora_dropout: float = dropout_option("an entry of the input is dropped")
+    unilora_dropout: float = input_dropout_option()
     fan_in_fan_out: bool = layout_option()
     init_theta_d_bound: float = option(
         0.02, "θ starts uniform within ± this; zero would leave all gradients zero.", above=0

@@ -1,13 +1,10 @@
 """VB-LoRA for peftcore: W' = W + B · A, made of vectors from one bank (arXiv 2405.15179)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore.targets.usual import ALL_PROJECTIONS, ATTENTION_PROJECTIONS
 from peftcore_vblora.adapter import VBLoRAAdapter
 from peftcore_vblora.bank import VectorBank
@@ -21,11 +18,9 @@ __all__ = ["VBLoRAAdapter", "VBLoRAConfig", "VectorBank"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="vblora",
         config_cls=VBLoRAConfig,
         adapter_cls=VBLoRAAdapter,
         shared_cls=VectorBank,
-        prefix="vblora_",
         default_targets={**ATTENTION_PROJECTIONS, **ALL_PROJECTIONS},
         paper="2405.15179",
     )

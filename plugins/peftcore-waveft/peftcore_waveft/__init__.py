@@ -1,9 +1,6 @@
 """WaveFT for peftcore: W' = W + s · D⁻¹(S) with a sparse spectrum of wavelets (arXiv 2505.12532)."""
 
-from __future__ import annotations
-
-from peftcore.hookspecs import hookimpl
-from peftcore.method import PeftMethod
+from peftcore import PeftMethod, hookimpl
 from peftcore.targets.usual import ATTENTION_PROJECTIONS
 from peftcore_waveft.adapter import WaveFTAdapter
 from peftcore_waveft.config import WaveFTConfig
@@ -16,11 +13,9 @@ __all__ = ["WaveFTAdapter", "WaveFTConfig", "WaveFTTuner"]
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="waveft",
         config_cls=WaveFTConfig,
         adapter_cls=WaveFTAdapter,
         tuner_cls=WaveFTTuner,
-        prefix="waveft_",
         default_targets={**ATTENTION_PROJECTIONS, "gpt2": ["mlp.c_proj"], "gpt_bigcode": ["mlp.c_proj"]},
         paper="2505.12532",
     )

@@ -81,7 +81,6 @@ class ParallelAdapter(Bottleneck):
 def register_peft_method() -> list[PeftMethod]:
     """Describe both methods, whose parameters have one prefix."""
     sequential = PeftMethod(
-        name="sequential_adapter",
         config_cls=SequentialAdapterConfig,
         adapter_cls=SequentialAdapter,
         prefix="bottleneck_",
@@ -89,7 +88,6 @@ def register_peft_method() -> list[PeftMethod]:
         paper="1902.00751",
     )
     parallel = PeftMethod(
-        name="parallel_adapter",
         config_cls=ParallelAdapterConfig,
         adapter_cls=ParallelAdapter,
         prefix="bottleneck_",

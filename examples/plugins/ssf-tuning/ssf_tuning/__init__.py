@@ -44,10 +44,8 @@ class SSFAdapter(OutputScale):
 def register_peft_method() -> PeftMethod:
     """Describe the method."""
     return PeftMethod(
-        name="ssf",
         config_cls=SSFConfig,
         adapter_cls=SSFAdapter,
-        prefix="ssf_",
         default_targets={"vit": ["query", "key", "value", "dense"]},
         paper="2210.08823",
     )
