@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from dataclasses import replace
 
+import torch
+from torch import Tensor, nn
+
+from peftcore import get_peft_model
+from peftcore.adapted_layer import AdaptedLayer
+from peftcore.adapters.delta import WeightDelta
+from peftcore.exceptions import ConfigError
+from peftcore.options import INPUT_DROPOUT, option_with_role
 from peftcore.testing.basis import MethodTests
-from peftcore.testing.closeness import assert_close, difference
+from peftcore.testing.closeness import assert_close, difference, refused
+from peftcore.testing.snapshot import Snapshot
 from peftcore.testing.trials import Case, Trial, seeded, trainable
 
 
@@ -93,6 +101,44 @@ class TrainingTests(MethodTests):
         trial = Trial(first_case, perturbed=False)
         wrong = [path for path, module in trial.user_model.named_modules() if module.training]
         assert not wrong, f"The model was in eval mode, but these are in train mode: {', '.join(wrong)}."
+
+    def test_input_dropout_leaves_out_entries_of_the_input(self, first_case: Case) -> None:
+        """An ``input_dropout_option`` drops entries of what Δ acts on; where it acts on no input, it is refused."""
+        option = option_with_role(type(first_case.config()), INPUT_DROPOUT)  # type: ignore[arg-type]  # has a hash
+        if option is None:
+            return
+        case = replace(first_case, options={**first_case.options, option: 0.5})
+        if not all(layer.base.additive for layer in _layers(Trial(first_case))):
+            model = case.sample.model()
+            before = Snapshot.of(model)
+            with refused(f"Dropout of the input on {case.sample.name}, through which no input passes,", ConfigError):
+                get_peft_model(model, case.config())
+            before.assert_same(model, "After dropout was refused", "Is the layer changed before it is checked?")
+            return
+        trial = Trial(case)
+        for layer, x in _called_with(trial):
+            adapter = layer.adapters["default"].train()
+            assert isinstance(adapter, WeightDelta), "Only the family of deltas knows this option."
+            with seeded(5):
+                found = adapter.delta_forward(adapter.cast(x))
+            with seeded(5):
+                left = nn.functional.dropout(x, 0.5) if x.is_floating_point() else x
+            expected = adapter.base.apply(adapter.canonical_delta(), left)
+            cause = "Does delta_forward begin with self.entering(x), once?"
+            assert_close(found, expected, "In training, Δ's effect is not that on the input after dropout", cause)
+
+
+def _layers(trial: Trial) -> list[AdaptedLayer]:
+    return [module for module in trial.model.modules() if isinstance(module, AdaptedLayer)]
+
+
+def _called_with(trial: Trial) -> list[tuple[AdaptedLayer, Tensor]]:
+    """Return each adapted layer, and what it is called with when the model is."""
+    seen: list[tuple[AdaptedLayer, Tensor]] = []
+    for layer in _layers(trial):
+        layer.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0].detach())))
+    trial.output()
+    return seen
 
 
 def _backward(trial: Trial) -> None:

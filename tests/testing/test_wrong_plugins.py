@@ -13,7 +13,7 @@ from torch import nn
 
 from peftcore.adapters.base import Adapter
 from peftcore.adapters.delta import WeightDelta
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, input_dropout_option, option
 from peftcore.testing import SAMPLES, LayerMethodTests
 
 
@@ -265,6 +265,31 @@ class DropsOutInEvalMode(Right):
 
     def delta_forward(self, x):
         return super().delta_forward(nn.functional.dropout(x, 0.5))
+
+
+class DropoutConfig(LayerConfig, method="wrong"):
+    r: int = option(2, "Rank.", at_least=1)
+    scale: float = option(1.0, "Factor of the change.")
+    loss: float = input_dropout_option()
+
+
+class DropsTwice(Right):
+    """It lets the family drop entries of what it has dropped entries of."""
+
+    caught_by: ClassVar = {"test_input_dropout_leaves_out_entries_of_the_input"}
+    said = "begin with self.entering(x), once"
+    config_cls = DropoutConfig
+
+    def delta_forward(self, x):
+        return super().delta_forward(self.entering(self.entering(x)))
+
+
+class ForgetsDropout(Right):
+    """It acts on the input as it is."""
+
+    caught_by: ClassVar = {"test_input_dropout_leaves_out_entries_of_the_input"}
+    said = "begin with self.entering(x), once"
+    config_cls = DropoutConfig
 
 
 class HidesFromTheMode(Right):

@@ -68,19 +68,6 @@ def test_what_is_merged_beside_it_does_not_change_its_delta():
     torch.testing.assert_close(adapter.delta_weight().detach(), before, rtol=0, atol=0)
 
 
-def test_dropout_acts_on_the_input_in_training_alone():
-    torch.manual_seed(0)
-    layer = nn.Linear(64, 8, bias=False)
-    weight = layer.weight.detach().clone()
-    model = adapted(layer, hira_dropout=0.5).train()
-    delta = model.base_model.model[0].adapters["default"].delta_weight()
-    x = torch.ones(1000, 64)
-    change = model(x) - x @ weight.T
-    assert change.std(0).min() > 0
-    model.eval()
-    torch.testing.assert_close(model(x), x @ (weight + delta).T)
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -184,9 +184,3 @@ def test_a_rank_above_a_layer_s_sizes_is_refused():
     with pytest.raises(ConfigError, match=r"UniLoraConfig\.r: 11 is above both sizes"):
         get_peft_model(model, config(r=11))
     before.assert_same(model, "After a config was refused", "")
-
-
-def test_dropout_is_refused_where_the_weight_is_used_as_a_whole():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    with pytest.raises(ConfigError, match=r"UniLoraConfig\.unilora_dropout.*MultiheadAttention"):
-        get_peft_model(model, config(unilora_dropout=0.1, target_modules=["attention"]))
