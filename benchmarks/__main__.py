@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         print(f"## {heading}\n\n{text}", flush=True)
         if asked.write:
-            report.write({heading: text})
+            report.write({heading: text}, [subject.TITLE for subject in SUBJECTS.values()])
     if failed:
         print(f"Failed: {', '.join(failed)}.", file=sys.stderr)
     return 1 if failed else 0

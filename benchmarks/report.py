@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import cpu_count
 from pathlib import Path
@@ -36,11 +36,23 @@ def section(body: str, command: str, seconds: float) -> str:
     )
 
 
-def write(sections: Mapping[str, str], page: Path = PAGE) -> None:
-    """Put sections (heading -> text) into the page, in the place of those of the same heading or at its end."""
+def write(sections: Mapping[str, str], titles: Sequence[str], page: Path = PAGE) -> None:
+    """Put sections (heading -> text) into the page, in the place of those of the same heading.
+
+    Args:
+        sections: What was measured; a heading is a title and the number of threads, with a comma between.
+        titles: The order of the sections; those of one title stand by the number of threads.
+        page: The file.
+    """
     old = page.read_text(encoding="utf-8").split("\n## ")[1:] if page.exists() else []
     kept = dict(entry.split("\n\n", 1) for entry in old)
-    parts = [f"\n## {heading}\n\n{text}" for heading, text in {**kept, **sections}.items()]
+
+    def place(heading: str) -> tuple[int, str]:
+        title, _, threads = heading.rpartition(", ")
+        return titles.index(title), threads
+
+    entries = {**kept, **sections}
+    parts = [f"\n## {heading}\n\n{entries[heading]}" for heading in sorted(entries, key=place)]
     page.parent.mkdir(exist_ok=True)
     page.write_text("".join([_HEAD, *parts]), encoding="utf-8")
 
