@@ -229,7 +229,12 @@ class AdaptedLayer(LeanModule):
         stacks = self._stacks
         if stacks is None:
             stacks = self.__dict__["_stacks"] = Stacks()
-        return run_rows(self.base, self.parts, self.call_state, rows, stacks, args, kwargs)
+        return run_rows(self.base, self.parts, self._places_of_parts, self.call_state, rows, stacks, args, kwargs)
+
+    def _places_of_parts(self, names: Iterable[str]) -> list[tuple[Mapping[str, Any], str]]:
+        """Return everywhere that :meth:`parts` looks for these adapters' parts."""
+        kinds: list[tuple[Mapping[str, Any], str]] = [(self._modules, kind) for kind in _STORES]
+        return kinds + [(store._modules, name) for name in names for store in self._stores()]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.__dict__["_stacks"] = None  # what is moved or cast leaves no copy behind
@@ -255,23 +260,27 @@ class AdaptedLayer(LeanModule):
         self._check_order(names)
         if safe_merge:
             check_finite(part for name in names for part in self.parts(name) if part.replaces_layer)
-        self.merge_again(names, safe_merge)
+        self._merge(names, parts, safe_merge)
 
-    def merge_again(self, adapter_names: Sequence[str], safe_merge: bool = False) -> None:
+    def merge_again(self, adapter_names: Sequence[str]) -> None:
         """Fold in what was merged before and taken out for a while; whether it may be merged is not asked again."""
-        parts = self.folding_parts(adapter_names)
+        self._merge(adapter_names, self.folding_parts(adapter_names))
+
+    def _merge(self, names: Sequence[str], parts: Sequence[Adapter], safe_merge: bool = False) -> None:
         if parts:
-            self._merge(parts, safe_merge)
-        self._merged += tuple(adapter_names)
+            self._write(parts, safe_merge)
+        self.__dict__["_merged"] = (*self._merged, *names)
         self._replan()
 
-    def _merge(self, parts: Sequence[Adapter], safe_merge: bool) -> None:
-        merging = self._merging = self._merging or MergedWeight(self.base)
+    def _write(self, parts: Sequence[Adapter], safe_merge: bool) -> None:
+        merging = self._merging or MergedWeight(self.base)
+        self.__dict__["_merging"] = merging
         if self.keeps_weight_apart:
             merging.separate()
-        keep = any(part.depends_on_weight for name in self.names() for part in self.parts(name))
+        before = self.folding_parts(self._merged) if self._merged else ()
+        keep = any([part.depends_on_weight for name in self.names() for part in self.parts(name)])
         try:
-            merging.merge(self.folding_parts(self._merged), parts, safe_merge=safe_merge, keep=keep)
+            merging.merge(before, parts, safe_merge=safe_merge, keep=keep)
         except Exception:
             if not self._merged:
                 merging.unmerge(())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -23,14 +23,15 @@ from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, NotMergeableError
 from peftcore.merged_layers import merge_into_all
 from peftcore.merging import check_mergeable
-from peftcore.prompts.prompting import Prompting
-from peftcore.prompts.tuner import PromptTuner
 from peftcore.registry import registry
 from peftcore.slots import Placement
 from peftcore.targets import TargetReport
 from peftcore.tuner import Tuner, add_to_loss
 from peftcore.tying import shared_weights_apart
 from peftcore.written_along import take_what_was_written_along
+
+if TYPE_CHECKING:
+    from peftcore.prompts.prompting import Prompting
 
 #: Where a model that was adapted in place keeps its AdaptedModel; outside the module tree, which stays free of cycles.
 _HOST = "_peftcore_adapted_model"
@@ -66,9 +67,7 @@ class AdaptedModel(nn.Module):
     def of(cls, model: nn.Module) -> AdaptedModel:
         """Return the one that a model was adapted by, or a new one for a model without adapters."""
         found = model.__dict__.get(_HOST)
-        if isinstance(found, AdaptedModel) and found.model is model:
-            return found
-        return cls(model)
+        return found if isinstance(found, AdaptedModel) and found.model is model else cls(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's model; what active methods add to its loss is in the output's ``loss``, if it has one."""
@@ -162,9 +161,10 @@ class AdaptedModel(nn.Module):
         tuner.insert(self.call_state)
         self.tuners[tuner.name] = tuner
         self._layers.update((placement.layer, None) for placement in tuner.placements)
-        if isinstance(tuner, PromptTuner):
-            self.prompt_encoder = self.prompt_encoder or Prompting(self.model, self.call_state)
-            self.prompt_encoder.add(tuner.name, tuner.encoder)
+        if tuner.changes_inputs:
+            from peftcore.prompts.tuner import join  # a model without virtual tokens does without that room
+
+            self.prompt_encoder = join(tuner, self.prompt_encoder, self.call_state)
         if any(placement.layer.merged for placement in tuner.placements):
             with shared_weights_apart(self.model):
                 pass  # what has come may be computed from a frozen weight into which another layer has merged

@@ -13,6 +13,8 @@ from peftcore.exceptions import MixedBatchError
 
 def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """Return the first tensor that a layer is called with."""
+    if args and isinstance(args[0], Tensor):  # as nearly always
+        return args[0]
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,55 +58,66 @@ class Group:
         return x.index_select(0, self.index)
 
 
-class Places(NamedTuple):
+class Places:
     """Where the rows of several adapters lie when they are stacked, each adapter with as many places as the largest.
+
+    Args:
+        members: The rows of each adapter, ascending.
+        size: How many rows the batch has.
+        device: Where tensors are made.
 
     Attributes:
         each: Places of one adapter.
-        slots: Which of the adapters each row has, ``[rows]``, for the rows that have any of them.
-        rows: These rows, ``[rows]``, ascending; None if they are all.
-        places: Where each of these rows lies, ``[rows]``; None if row after row.
-        sources: Which row lies at each place, ``[adapters · each]``, a row more than once where an adapter has fewer;
-            None if row after row.
+        in_order: Whether row after row lies at place after place.
     """
 
-    each: int
-    slots: Tensor
-    rows: Tensor | None
-    places: Tensor | None
-    sources: Tensor | None
+    def __init__(self, members: Sequence[Sequence[int]], size: int, device: torch.device) -> None:
+        self.each = each = max(map(len, members))
+        self._members, self._size, self._device = members, size, device
+        self._sources = [row for rows in members for row in (*rows, *[rows[0]] * (each - len(rows)))]
+        self.in_order = self._sources == list(range(size))
 
-    @classmethod
-    def of(cls, members: Sequence[Sequence[int]], size: int, device: torch.device) -> Places:
-        """Return the places of the rows of some adapters, given adapter by adapter, in a batch of ``size`` rows."""
-        each = max(len(rows) for rows in members)
-        sources = [row for rows in members for row in (*rows, *[rows[0]] * (each - len(rows)))]
-        lying = {
-            row: (slot, slot * each + number) for slot, rows in enumerate(members) for number, row in enumerate(rows)
-        }
-        taking_part = sorted(lying)
-        in_order = sources == list(range(size))
+    # Tensors are made when they are first asked for: most batches need few of them.
 
-        def indices(numbers: Sequence[int], unless: bool) -> Tensor | None:
-            return None if unless else torch.tensor(numbers, device=device)
-
-        return cls(
-            each,
-            torch.tensor([lying[row][0] for row in taking_part], device=device),
-            indices(taking_part, len(taking_part) == size),
-            indices([lying[row][1] for row in taking_part], in_order),
-            indices(sources, in_order),
+    @functools.cached_property
+    def _lying(self) -> list[tuple[int, int, int]]:
+        """Each row that has any of the adapters, ascending, with its adapter's number and its place."""
+        return sorted(
+            (row, slot, slot * self.each + number)
+            for slot, rows in enumerate(self._members)
+            for number, row in enumerate(rows)
         )
+
+    @functools.cached_property
+    def slots(self) -> Tensor:
+        """Which of the adapters each row has, ``[rows]``, for the rows that have any of them."""
+        return torch.tensor([slot for _, slot, _ in self._lying], device=self._device)
+
+    @functools.cached_property
+    def rows(self) -> Tensor | None:
+        """These rows, ``[rows]``, ascending; None if they are all."""
+        lying = self._lying
+        return None if len(lying) == self._size else torch.tensor([row for row, _, _ in lying], device=self._device)
+
+    @functools.cached_property
+    def places(self) -> Tensor | None:
+        """Where each of these rows lies, ``[rows]``; None if row after row."""
+        return None if self.in_order else torch.tensor([place for _, _, place in self._lying], device=self._device)
+
+    @functools.cached_property
+    def sources(self) -> Tensor | None:
+        """Which row lies at each place, ``[adapters · each]``; None if row after row.
+
+        A row lies at more than one where an adapter has fewer rows than places.
+        """
+        return None if self.in_order else torch.tensor(self._sources, device=self._device)
 
     def arranged(self, x: Tensor) -> Tensor:
         """Return the rows ``[batch, …, features]`` at their places, as ``[adapters, positions, features]``."""
         arranged = x if self.sources is None else x.index_select(0, self.sources)
-        return arranged.reshape(len(arranged) // self.each, -1, x.shape[-1])
-
-    @property
-    def in_order(self) -> bool:
-        """Whether row after row lies at place after place."""
-        return self.sources is None
+        if self.each == 1 and x.dim() == 3:
+            return arranged
+        return arranged.reshape(arranged.shape[0] // self.each, -1, x.shape[-1])
 
     def add(self, output: Tensor, changes: Tensor, scaling: float, *, owned: bool) -> Tensor:
         """Add to rows what lies at their places, ``[adapters · each, …]``, multiplied by a number.
@@ -222,7 +233,7 @@ class Rows:
         key = (size, device, names)
         if key not in self._places:
             members = self._members(size)
-            self._places[key] = Places.of([members[name] for name in names], size, device)
+            self._places[key] = Places([members[name] for name in names], size, device)
         return self._places[key]
 
     def _make_groups(self, size: int, device: torch.device) -> tuple[Group, ...]:
@@ -239,7 +250,11 @@ class Rows:
             )
         members: dict[str, list[int]] = {}
         for row, name in enumerate(self.names):
-            members.setdefault(name, []).extend(range(row * multiple, (row + 1) * multiple))
+            rows = range(row * multiple, (row + 1) * multiple)
+            if name in members:
+                members[name] += rows
+            else:
+                members[name] = [*rows]
         return members
 
 

@@ -24,12 +24,12 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-
-import importlib_metadata
-from importlib_metadata import EntryPoint
+from typing import TYPE_CHECKING, NamedTuple
 
 from peftcore.exceptions import PeftCoreError, PluginConflictError, PluginDisabledError, UnknownMethodError
+
+if TYPE_CHECKING:
+    from importlib_metadata import EntryPoint
 
 METHODS_GROUP = "peftcore"
 EXTENSIONS_GROUP = "peftcore.extensions"
@@ -37,9 +37,9 @@ FORMER_NAMES_GROUP = "peftcore.former_names"
 DISABLED_VARIABLE = "PEFTCORE_DISABLED_PLUGINS"
 
 _CORE = "peftcore"
-_METHOD_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_METHOD_NAME = r"[a-z][a-z0-9]*(_[a-z0-9]+)*"
 # The core's extras are generated from its plugins: ``peftcore-<x>>=0.1; extra == "<x>"``.
-_EXTRA = re.compile(r"""^\s*(?P<distribution>[\w.-]+).*;.*\bextra\s*==\s*['"](?P<extra>[\w.-]+)['"]""")
+_EXTRA = r"""^\s*(?P<distribution>[\w.-]+).*;.*\bextra\s*==\s*['"](?P<extra>[\w.-]+)['"]"""
 
 
 # ------------------------------------------------------------------------------------------------ names
@@ -52,7 +52,7 @@ def canonical(name: str) -> str:
 
 def name_problem(name: object) -> str | None:
     """Say what keeps ``name`` from being a method's name, or None if nothing does."""
-    if isinstance(name, str) and _METHOD_NAME.fullmatch(name):
+    if isinstance(name, str) and re.fullmatch(_METHOD_NAME, name):
         return None
     return f"{name!r} is no method name: one is made of lower-case letters and digits, with single '_' between them"
 
@@ -67,7 +67,8 @@ def first_party_plugins(requirements: Iterable[str]) -> dict[str, str]:
 
     ``peftcore-<x>; extra == "<x>"`` is one; an extra that stands for anything else is not.
     """
-    found = (match.groupdict() for match in map(_EXTRA.match, requirements) if match)
+    matches = (re.match(_EXTRA, requirement) for requirement in requirements)
+    found = (match.groupdict() for match in matches if match)
     return {
         canonical(line["extra"]): line["distribution"]
         for line in found
@@ -78,11 +79,11 @@ def first_party_plugins(requirements: Iterable[str]) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------- claims
 
 
-@dataclass(frozen=True, eq=False)
 class Claim:
     """One entry point of one distribution, which says: the method of this name is mine."""
 
-    entry_point: EntryPoint
+    def __init__(self, entry_point: EntryPoint) -> None:
+        self.entry_point = entry_point
 
     @property
     def name(self) -> str:
@@ -103,6 +104,10 @@ class Claim:
     def plugin(self) -> tuple[str, str]:
         """What tells plugins apart: (distribution, object reference); claims of one plugin are loaded together."""
         return canonical(self.distribution), self.value
+
+    def is_of(self, other: Claim) -> bool:
+        """Tell whether another claim is of the same plugin; reads no metadata where the object references differ."""
+        return self.value == other.value and self.plugin == other.plugin
 
     @functools.cached_property
     def distribution(self) -> str:
@@ -125,16 +130,14 @@ class Claim:
         return f"{self.distribution} {self.version} (entry point {self.name} = {self.value})"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A claim that can't stand, and why."""
 
     claim: Claim
     problem: str
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """What the installed entry points say."""
 
     methods: Mapping[str, tuple[Claim, ...]]
@@ -214,6 +217,13 @@ def list_plugins(entry_points: Iterable[EntryPoint], disabled: Collection[str] =
 # ---------------------------------------------------------------------------------------------- catalog
 
 
+def installed_entry_points() -> Iterable[EntryPoint]:
+    """Return the entry points of all installed distributions, of all groups."""
+    import importlib_metadata  # here, since the first question about a method is often not asked for long
+
+    return importlib_metadata.entry_points()
+
+
 class Catalog:
     """The methods that can be asked for: those installed and those registered in this process.
 
@@ -224,7 +234,7 @@ class Catalog:
 
     def __init__(
         self,
-        find: Callable[[], Iterable[EntryPoint]] = importlib_metadata.entry_points,
+        find: Callable[[], Iterable[EntryPoint]] = installed_entry_points,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._find = find
@@ -330,6 +340,8 @@ class Catalog:
 
     def first_party(self) -> dict[str, str]:
         """Return {method: distribution} of all plugins that belong to peftcore, installed or not."""
+        import importlib_metadata
+
         try:
             return first_party_plugins(importlib_metadata.requires(_CORE) or ())
         except importlib_metadata.PackageNotFoundError:

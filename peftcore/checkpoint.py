@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from importlib_metadata import version
 from torch import Tensor, nn
 
 from peftcore.adapters.base import Adapter
@@ -274,6 +273,8 @@ def _renamed(key: str, mapping: Mapping[str, str], layer_prefix: str) -> str:
 
 def writer_of(method: str) -> dict[str, str]:
     """Return what a file says about who wrote it: the core, and the plugin of the method."""
+    from importlib_metadata import version
+
     writer = {"peftcore_version": version("peftcore"), "peftcore_method": method}
     if method not in registry.catalog.in_process:
         claim = registry.catalog.claim(method)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from peftcore.adapters.base import Adapter
+from peftcore.adapters.changed_inputs import run_with_changed_input
 from peftcore.adapters.delta import WeightDelta
 from peftcore.adapters.formed_deltas import run_with_formed_deltas
 from peftcore.adapters.thin_products import run_with_thin_delta
@@ -41,16 +42,24 @@ def fold(base: BaseLayer, parts: Iterable[Adapter], *, in_call: bool = False) ->
 
 def run_deltas(base: BaseLayer, deltas: Sequence[WeightDelta], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Run a layer that is additive with deltas alone: the frozen layer once, and each delta on the input."""
-    output, others = None, deltas
+    output: Tensor | None = None
+    frozen: Tensor | None = None
+    others: Sequence[WeightDelta] = deltas
     if len(args) == 1 and not kwargs:
         output, others = run_with_thin_delta(base, deltas[0], args[0]), deltas[1:]
         if output is None:
             output, others = run_with_formed_deltas(base, deltas, args[0]), ()
+        if output is None:
+            output, others = run_with_changed_input(base, deltas[0], args[0]), deltas[1:]
+        if output is not None and not others:
+            return output
     if output is None:
         output, others = base.forward(*args, **kwargs), deltas
+        frozen = output
     dtype = output.dtype
     for delta in others:
-        output = output + delta.delta_forward(delta.cast(args[0]))
+        x = delta.cast(args[0])
+        output = output + (delta.delta_forward(x) if frozen is None else delta.delta_beside(frozen, x))
     return output if output.dtype == dtype else output.to(dtype)
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from peftcore.config import CONFIG_NAME, PeftConfig, read_json_object
@@ -52,6 +50,8 @@ def write_directory(
     Raises:
         CheckpointError: The directory can't be written.
     """
+    from safetensors import SafetensorError
+
     path = Path(directory)
     tensors = _separate(state)
     head = {"format": "pt", **metadata}
@@ -97,6 +97,8 @@ def _shard_writers(tensors: dict[str, Tensor], head: dict[str, str], limit: int 
 
 
 def _tensor_writer(tensors: dict[str, Tensor], head: dict[str, str]) -> Writer:
+    from safetensors.torch import save_file
+
     return lambda target: save_file(tensors, target, head)
 
 
@@ -217,6 +219,8 @@ def read_metadata(directory: str | os.PathLike[str]) -> dict[str, str]:
 
 @contextmanager
 def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             yield file

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-_set = object.__setattr__
-
 
 class LeanModule(nn.Module):
     """An ``nn.Module`` whose constructor sets the same attributes in another way.
@@ -15,10 +13,11 @@ class LeanModule(nn.Module):
     """
 
     def __init__(self) -> None:
+        attributes = self.__dict__
         for name, value in _CONSTANTS:
-            _set(self, name, value)
+            attributes[name] = value
         for name, container in _CONTAINERS:
-            _set(self, name, container())
+            attributes[name] = container()
 
 
 _AT_THE_START = vars(nn.Module()).items()

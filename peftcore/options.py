@@ -119,7 +119,10 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return _fits_tuple(value, parts)
     if origin in (list, set):
-        return isinstance(value, origin) and all(fits(item, parts[0]) for item in value)
+        # In one go where all are just of that class: such lists may be long.
+        return isinstance(value, origin) and (
+            {*map(type, value)} <= {parts[0]} or all(fits(item, parts[0]) for item in value)
+        )
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, Mapping) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
     return isinstance(value, hint)

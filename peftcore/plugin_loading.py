@@ -11,20 +11,18 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pluggy
-
-from peftcore import hookspecs
 from peftcore.catalog import Claim
 from peftcore.exceptions import PeftCoreError, PluginError, PluginLoadError, RegistrationError
 from peftcore.method import PeftMethod
 
+if TYPE_CHECKING:
+    import pluggy
 
-@dataclass(frozen=True)
-class Plugin:
+
+class Plugin(NamedTuple):
     """An imported plugin that passed its examination."""
 
     claim: Claim
@@ -46,6 +44,10 @@ class Plugin:
 
 def new_manager() -> pluggy.PluginManager:
     """Return a plugin manager that knows peftcore's hooks and no plugin."""
+    import pluggy  # here, since no hook is called before a method is first used
+
+    from peftcore import hookspecs
+
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     return manager

@@ -28,12 +28,13 @@ from peftcore.plugin_loading import (
     load_plugin,
     new_manager,
 )
-from peftcore.plugin_status import PluginState, PluginStatus, plugin_statuses
 
 if TYPE_CHECKING:
+    import pluggy
     from torch import Tensor, nn
 
     from peftcore.base_layers.base import BaseLayer
+    from peftcore.plugin_status import PluginState, PluginStatus
 
 
 class Registry:
@@ -50,7 +51,7 @@ class Registry:
 
     def __init__(self, catalog: Catalog = catalog_room.catalog) -> None:
         self.catalog = catalog
-        self._manager = new_manager()
+        self._hooks: pluggy.PluginManager | None = None
         self._in_process: dict[str, PeftMethod] = {}
         self._installed: dict[str, PeftMethod] = {}
         # The rest is kept per plugin (see Claim.plugin), since one plugin may hold several methods.
@@ -95,9 +96,15 @@ class Registry:
     def find_tuner_class(self, method: str) -> type:
         """Return the class of a method's tuner, the core's own if it brings none."""
         described = self[method]
-        importlib.import_module("peftcore.prompts.tuner")  # it and the tuners' room set the core's own
-        own = self.default_tuner_cls if described.encoder_cls is None else self.prompt_tuner_cls
-        tuner_cls = described.tuner_cls or own
+        if described.tuner_cls is not None:
+            return described.tuner_cls
+        if described.encoder_cls is None:
+            own, room = "default_tuner_cls", "peftcore.tuner"
+        else:
+            own, room = "prompt_tuner_cls", "peftcore.prompts.tuner"
+        if getattr(self, own) is None:
+            importlib.import_module(room)  # which sets it
+        tuner_cls: type | None = getattr(self, own)
         assert tuner_cls is not None, "a registry beside the process's own is told which tuners are the core's"
         return tuner_cls
 
@@ -148,6 +155,8 @@ class Registry:
 
     def status(self) -> list[PluginStatus]:
         """Report on every installed plugin and on the methods registered in this process; imports none."""
+        from peftcore.plugin_status import PluginStatus, plugin_statuses
+
         records = plugin_statuses(self.catalog.listing, self._state)
         if own := tuple(sorted(self._in_process)):
             records.append(PluginStatus("", "", "", own, "loaded", None))
@@ -186,7 +195,7 @@ class Registry:
         """Let a plugin and its methods in, all or none."""
         with self._lock:
             listing = self.catalog.listing
-            _check_names(plugin, {other.name for other in listing.method_claims() if other.plugin == claim.plugin})
+            _check_names(plugin, {other.name for other in listing.method_claims() if other.is_of(claim)})
             # A sibling that is switched off, or that a rival claims too, stays out.
             own = [m for m in plugin.methods if [c.plugin for c in listing.methods.get(m.name, ())] == [claim.plugin]]
             self._check_prefixes(own)
@@ -265,9 +274,20 @@ class Registry:
             except Exception as error:
                 warnings.warn(f"{describe(error)} Its subcommands are missing.", RuntimeWarning, stacklevel=2)
 
+    @property
+    def _manager(self) -> pluggy.PluginManager:
+        """What calls the hooks, made when the first is called or the first plugin comes."""
+        if self._hooks is None:
+            with self._lock:
+                self._hooks = self._hooks or new_manager()
+        return self._hooks
+
     def _ask(self, hook: str, **arguments: Any) -> Any:
-        self.load_extensions()
-        return call_hook(getattr(self._manager.hook, hook), arguments)
+        if not self._extensions_loaded:
+            self.load_extensions()
+        caller = getattr(self._manager.hook, hook)
+        # Asked once for every layer that is adapted, and mostly there is nobody to answer.
+        return call_hook(caller, arguments) if caller.get_hookimpls() else None
 
 
 def _check_names(plugin: Plugin, declared: set[str]) -> None:

@@ -7,11 +7,13 @@ inputs and outputs scaled by a vector for each row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from peftcore.adapters.base import Adapter
 from peftcore.adapters.delta import WeightDelta
@@ -20,12 +22,13 @@ from peftcore.base_layers.base import BaseLayer
 from peftcore.batches import check_separable, first_tensor, join_rows, repeat_row, take_rows
 from peftcore.call_state import BASE, CallState, Group, Places, Rows
 from peftcore.composition import run, run_deltas
-from peftcore.stacking import Stacks
+from peftcore.stacking import Asked, PlacesOf, Stacks
 
 
 def run_rows(
     base: BaseLayer,
     parts_of: Callable[[str], Sequence[Adapter]],
+    places_of_parts: Callable[[Sequence[str]], Sequence[tuple[Mapping[str, Any], str]]],
     state: CallState,
     rows: Rows,
     stacks: Stacks,
@@ -37,6 +40,7 @@ def run_rows(
     Args:
         base: The layer's view.
         parts_of: Gives an adapter's parts on the layer, from its name.
+        places_of_parts: Gives everywhere that ``parts_of`` looks, from names.
         state: What holds for the call on the model.
         rows: Which adapter each row asks for.
         stacks: What the layer keeps stacked.
@@ -53,18 +57,25 @@ def run_rows(
         args, kwargs = repeat_row((args, kwargs), rows.size, base.batch_dim)
         x = first_tensor(args, kwargs)
     size = x.shape[base.batch_dim]
-    groups = rows.groups(size, x.device)
+    device = x.device
+
+    def places_of(names: tuple[str, ...]) -> Places:
+        return rows.places(size, device, names)
+
+    if base.additive and stacks.are_all(rows.different, x, places_of):
+        matrix = base.plain_matrix()
+        alone = len(args) == 1 and not kwargs
+        output = linear(x, *matrix) if matrix is not None and alone else base.forward(*args, **kwargs)
+        return stacks.add_kept(output, x, partial(rows.groups, size, device), places_of, owned=matrix is not None)
+    groups = rows.groups(size, device)
     acting = [(group, () if group.name == BASE else parts_of(group.name)) for group in groups]
     if groups[0].rows is None:
         return _run_one(base, *acting[0], state, args, kwargs)
     together = _Together.of(acting) if base.additive and base.batch_dim == 0 else None
     if together is None:
         return _run_apart(base, acting, state, size, args, kwargs)
-
-    def places_of(names: tuple[str, ...]) -> Places:
-        return rows.places(size, x.device, names)
-
-    return together.run(base, places_of, size, stacks, args, kwargs)
+    asked = Asked(rows.different, lambda: places_of_parts(rows.different))
+    return together.run(base, places_of, size, stacks, asked, args, kwargs)
 
 
 #: What acts on the rows of one group, in order.
@@ -111,9 +122,10 @@ class _Together(NamedTuple):
     def run(
         self,
         base: BaseLayer,
-        places_of: Callable[[tuple[str, ...]], Places],
+        places_of: PlacesOf,
         size: int,
         stacks: Stacks,
+        asked: Asked,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
@@ -125,7 +137,8 @@ class _Together(NamedTuple):
             output = base.forward(*args, **kwargs)
         if not self.deltas:
             return output
-        return stacks.add(output, args[0], self.deltas, places_of, owned=base.plain_matrix() is not None)
+        owned = base.plain_matrix() is not None
+        return stacks.add(output, args[0], self.deltas, places_of, owned=owned, asked=None if self.scales else asked)
 
 
 def _run_scaled(

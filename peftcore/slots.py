@@ -21,7 +21,7 @@ from peftcore.call_state import CallState
 Sites = tuple[tuple[nn.Module, str], ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """One planned part of an adapter.
 
@@ -45,7 +45,7 @@ class Slot:
     starts_from_values: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Placement:
     """One part of an adapter, made for its place, and put there by :func:`place`.
 
@@ -120,7 +120,7 @@ def place(placement: Placement, name: str, call_state: CallState) -> None:
     elif layer.base.kind == "module":
         # Until now only whole-module parts stood here, and those ask for nothing that this view lacks.
         layer.base = base
-    if base.read_by_owner or any(reads_weights(parent) for parent, _ in sites):
+    if base.read_by_owner or any([reads_weights(parent) for parent, _ in sites]):
         layer.base.read_by_owner = True
     layer.place(name, placement.adapter, auxiliary=placement.auxiliary)
     placement.layer = layer
@@ -155,9 +155,11 @@ def _first_layer(placements: Sequence[Placement]) -> AdaptedLayer | None:
 
 def _adapted_at(sites: Sites, base: BaseLayer) -> AdaptedLayer | None:
     """Return the adapted layer that stands around what a view shows, if there is one."""
-    for there in wrappers(sites):
-        if there.base is base or _identity(there.base) == _identity(base):
-            return there
+    module = standing_at(sites)  # no generator: this runs twice for every layer that is adapted
+    while isinstance(module, AdaptedLayer):
+        if module.base is base or _identity(module.base) == _identity(base):
+            return module
+        module = _inside(module)
     return None
 
 

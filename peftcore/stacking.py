@@ -9,8 +9,9 @@ What torch counts no changes of is not noticed: writes through ``.data`` (``weig
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ from peftcore.call_state import Group, Places
 #: Up to how many positions of one adapter a stacked product is faster than a product for each adapter. Beyond, it is
 #: computing that costs, not reading.
 FEW = 32
+
+#: Gives the places of the rows of adapters, from their names.
+PlacesOf = Callable[[tuple[str, ...]], Places]
+
+_version = attrgetter("_version")
 
 
 class RowDelta(NamedTuple):
@@ -87,8 +93,8 @@ class Stack(NamedTuple):
         if self.ratios is not None:
             hidden = hidden * self.ratios
         if places.in_order and output.dtype == hidden.dtype == self.b.dtype:
-            arranged = output.reshape(len(self.names), -1, output.shape[-1])
-            if owned and output.is_contiguous():
+            arranged = places.arranged(output)
+            if owned and (arranged is output or output.is_contiguous()):
                 arranged.baddbmm_(hidden, self.b, alpha=self.scaling)
                 return output
             return torch.baddbmm(arranged, hidden, self.b, alpha=self.scaling).reshape(output.shape)
@@ -132,72 +138,84 @@ def _thin(one: RowDelta) -> ThinFactors:
     return one.thin
 
 
-class _Mark(NamedTuple):
-    """How the factors of one adapter were when they were stacked: by it, every change is noticed that torch counts."""
+class _Standing:
+    """What stands at some places, and whether it still does.
 
-    name: str
-    a: Tensor
-    b: Tensor
-    scaling: float
-    version_a: int
-    version_b: int
-    #: The factors' memory, which so isn't given to what is put in its place (``.data =``, as casts and moves do it).
-    memory_a: Tensor
-    memory_b: Tensor
+    Asked in every call of every layer, so the loop is one that Python runs itself.
+    """
 
-    @classmethod
-    def of(cls, one: RowDelta) -> _Mark:
-        a, b, scaling = _thin(one)
-        return cls(one.group.name, a, b, scaling, a._version, b._version, a.detach(), b.detach())
+    def __init__(self, places: Sequence[tuple[Mapping[str, Any], str]]) -> None:
+        self._mappings, self._keys = zip(*places, strict=True)
+        self._values = tuple(map(dict.get, self._mappings, self._keys))
+
+    def holds(self) -> bool:
+        return all(map(is_, map(dict.get, self._mappings, self._keys), self._values))
 
 
 class _Kept:
-    """Stacks, and how their factors were when they were made.
+    """Stacks, and how their factors were when they were made: by it, every change is noticed that torch counts.
 
     Args:
         few: The deltas that are stacked.
     """
 
     def __init__(self, few: Sequence[RowDelta]) -> None:
-        self.marks = [_Mark.of(one) for one in few]
         self.piles = Piles.of(few)
         self.deltas = [one.delta for one in few]
+        self.names = [one.group.name for one in few]
+        self._scalings = [_thin(one).scaling for one in few]
+        self._factors = _tensors(few)
+        self._versions = list(map(_version, self._factors))
+        # The factors' memory, which so isn't given to what is put in its place (``.data =``, as casts and moves do it).
+        self._memory = [factor.detach() for factor in self._factors]
         places = [one.delta.thin_places() for one in few]
-        #: Where everything stands that the factors were read from, and what stands there; None if it can't be said.
-        self.places = [(*at, at[0].get(at[1])) for found in places for at in found] if all(places) else None
+        #: Where everything stands that the factors were read from; empty if it can't be said.
+        self.places = [at for found in places for at in found] if all(places) else []
+        #: The adapters that a batch asked for when these were all that acted, and what else that was read from.
+        self._asked: tuple[str, ...] | None = None
+        self._standing: _Standing | None = None
 
     def holds(self, few: Sequence[RowDelta]) -> bool:
         """Whether these are the factors, unchanged."""
-        if len(few) != len(self.marks):
-            return False
-        for mark, one in zip(self.marks, few, strict=True):
-            a, b, scaling = _thin(one)
-            if a is not mark.a or b is not mark.b or scaling != mark.scaling or one.group.name != mark.name:
-                return False
-        return self._are_unwritten()
+        return (
+            self.names == [one.group.name for one in few]
+            and self._scalings == [_thin(one).scaling for one in few]
+            and all(map(is_, self._factors, _tensors(few)))
+            and self._are_unwritten()
+        )
 
-    def serves(self, deltas: Sequence[tuple[Group, WeightDelta]], x: Tensor) -> bool:
-        """Whether these are the deltas, all of them, with unchanged factors: found out without asking for these."""
-        if self.places is None or len(deltas) != len(self.deltas):
+    def note(self, asked: Asked) -> None:
+        """Note that these are all that acts on a batch which asks for these adapters, so that it isn't asked again."""
+        known = self._standing is not None and asked.names == self._asked and self._standing.holds()
+        if known or not self.places:
+            return
+        places = [*self.places, *asked.places()]
+        if all(type(mapping) is dict for mapping, _ in places):
+            self._asked, self._standing = asked.names, _Standing(places)
+
+    def serves(self, names: tuple[str, ...], x: Tensor) -> bool:
+        """Whether these are all that acts, unchanged, on a batch that asks for these adapters."""
+        if self._standing is None or names != self._asked:
             return False
-        first, most_rows = x[:1], _most_rows(x)
-        for (group, delta), known, mark in zip(deltas, self.deltas, self.marks, strict=True):
-            if delta is not known or group.name != mark.name or len(group.rows or ()) > most_rows:
-                return False
-            if delta.entering(first) is not first:
-                return False
-        for mapping, key, value in self.places:
-            if mapping.get(key) is not value:
-                return False
-        return self._are_unwritten()
+        if not (self._standing.holds() and self._are_unwritten()):
+            return False
+        return all([delta.entering(x) is x for delta in self.deltas])
 
     def _are_unwritten(self) -> bool:
-        for _, a, b, _, version_a, version_b, memory_a, memory_b in self.marks:
-            if a._version != version_a or b._version != version_b:
-                return False
-            if not (a.is_set_to(memory_a) and b.is_set_to(memory_b)):
-                return False
-        return True
+        same_memory = all(map(Tensor.is_set_to, self._factors, self._memory))
+        return same_memory and list(map(_version, self._factors)) == self._versions
+
+
+class Asked(NamedTuple):
+    """What a batch asks of a layer.
+
+    Attributes:
+        names: The adapters, each once.
+        places: Returns where the layer looks for them, as mappings and keys.
+    """
+
+    names: tuple[str, ...]
+    places: Callable[[], Sequence[tuple[Mapping[str, Any], str]]]
 
 
 class Stacks:
@@ -215,14 +233,53 @@ class Stacks:
     def __reduce__(self) -> tuple[type[Stacks], tuple[()]]:
         return Stacks, ()
 
+    def are_all(self, names: tuple[str, ...], x: Tensor, places_of: PlacesOf) -> bool:
+        """Whether what is kept is all that acts on a batch without gradients, and unchanged: found out at little cost.
+
+        Args:
+            names: The adapters that the batch asks for.
+            x: The layer's input, ``[batch, …]``.
+            places_of: As in :meth:`add`.
+        """
+        kept = self._kept
+        if kept is None or is_watched() or torch.is_grad_enabled() or not kept.serves(names, x):
+            return False
+        most_rows = _most_rows(x)
+        return all([places_of(stack.names).each <= most_rows for stack in kept.piles.stacks])
+
+    def add_kept(
+        self,
+        output: Tensor,
+        x: Tensor,
+        groups: Callable[[], Sequence[Group]],
+        places_of: PlacesOf,
+        *,
+        owned: bool,
+    ) -> Tensor:
+        """Add what is kept to the rows that it acts on, where it is all that acts.
+
+        Args:
+            output, x, places_of, owned: As in :meth:`add`.
+            groups: Gives the rows of each adapter.
+        """
+        kept = self._kept
+        assert kept is not None, "are_all has said so"
+        alone = []
+        if kept.piles.left:
+            by_name = {group.name: group for group in groups()}
+            left = [(by_name[kept.names[number]], kept.deltas[number]) for number in kept.piles.left]
+            alone = [RowDelta(group, delta, delta.thin_factors()) for group, delta in left]
+        return _added(output, x, kept.piles.stacks, alone, places_of, owned)
+
     def add(
         self,
         output: Tensor,
         x: Tensor,
         deltas: Sequence[tuple[Group, WeightDelta]],
-        places_of: Callable[[tuple[str, ...]], Places],
+        places_of: PlacesOf,
         *,
         owned: bool,
+        asked: Asked | None = None,
     ) -> Tensor:
         """Add deltas to the rows that they act on.
 
@@ -232,21 +289,16 @@ class Stacks:
             deltas: The deltas with the rows that they act on; a row may have several.
             places_of: Gives the places of the rows of adapters, from their names.
             owned: Whether nobody else has the output, so that it may be written to.
+            asked: What the batch asks for, if these deltas are all that acts on it.
         """
-        watched, with_gradients, kept = is_watched(), torch.is_grad_enabled(), self._kept
-        owned = owned and not (watched or with_gradients)
-        if kept is not None and not (watched or with_gradients) and kept.serves(deltas, x):
-            piles: Piles | None = kept.piles
-            alone = [RowDelta(*deltas[number], deltas[number][1].thin_factors()) for number in kept.piles.left]
-        else:
-            few, alone = _parted(deltas, x)
-            piles = self._piles(few, x) if len(few) > 1 and not watched else None
-            alone += few if piles is None else [few[number] for number in piles.left]
-        for stack in () if piles is None else piles.stacks:
-            output = stack.add(output, x, places_of(stack.names), owned=owned)
-        if not alone:
-            return output
-        return _write_alone(output, x, alone) if owned else _add_alone(output, x, alone)
+        watched = is_watched()
+        few, alone = _parted(deltas, x)
+        piles = self._piles(few, x) if len(few) > 1 and not watched else None
+        if self._kept is not None and asked is not None and not alone and piles is self._kept.piles:
+            self._kept.note(asked)
+        alone += few if piles is None else [few[number] for number in piles.left]
+        owned = owned and not (watched or torch.is_grad_enabled())
+        return _added(output, x, [] if piles is None else piles.stacks, alone, places_of, owned)
 
     def _piles(self, few: Sequence[RowDelta], x: Tensor) -> Piles | None:
         """Return stacks of factors, if they save more than they cost."""
@@ -270,6 +322,17 @@ class Stacks:
         )
 
 
+def _added(
+    output: Tensor, x: Tensor, stacks: Sequence[Stack], alone: Sequence[RowDelta], places_of: PlacesOf, owned: bool
+) -> Tensor:
+    """Return an output with stacks, and deltas that are in none, added to the rows that they act on."""
+    for stack in stacks:
+        output = stack.add(output, x, places_of(stack.names), owned=owned)
+    if not alone:
+        return output
+    return _write_alone(output, x, alone) if owned else _add_alone(output, x, alone)
+
+
 def _tensors(few: Sequence[RowDelta]) -> list[Tensor]:
     return [tensor for one in few for tensor in _thin(one)[:2]]
 
@@ -281,7 +344,9 @@ def _stacked(few: Sequence[RowDelta]) -> _Kept:
 
 def _most_rows(x: Tensor) -> int:
     """Return how many rows of an input ``[batch, …, in]`` hold as many positions as a stack is good for."""
-    return FEW if x.dim() < 3 else FEW // max(x.shape[1:-1].numel(), 1)
+    dims = x.dim()
+    positions = 1 if dims < 3 else x.shape[1] if dims == 3 else x.shape[1:-1].numel()
+    return FEW // max(positions, 1)
 
 
 def _parted(deltas: Sequence[tuple[Group, WeightDelta]], x: Tensor) -> tuple[list[RowDelta], list[RowDelta]]:

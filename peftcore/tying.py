@@ -55,6 +55,8 @@ def owners_of_weights(model: nn.Module) -> dict[int, list[Owner]]:
     """
     owners: dict[int, list[Owner]] = {}
     for places in Inventory(model, unwrap):
+        if not places[0].module._parameters:
+            continue
         owner = Owner(places[0].path, places[0].module, sites_of(places))
         shared = {id(stored_weight(layer.base)): id(layer.frozen_parameter) for layer in wrappers(owner.sites)}
         for own in {id(parameter): None for parameter in owner.module._parameters.values() if parameter is not None}:
@@ -149,13 +151,15 @@ def shared_weights_apart(model: nn.Module, names: Sequence[str] = ()) -> Iterato
     before: list[list[_State]] = []
     try:
         for weight, owners in owners_of_weights(model).items():
+            if len(owners) < 2:
+                continue
             found = [owner.layer_of(weight) for owner in owners]
             states = [
                 _State(layer, layer.keeps_weight_apart, layer.merged_adapters) for layer in found if layer is not None
             ]
             merged = dict.fromkeys([*names, *(name for state in states for name in state.merged)])
             apart = not _changed_alike(found, list(merged))
-            if len(owners) > 1 and any(state.apart != apart for state in states):
+            if any(state.apart != apart for state in states):
                 before.append(states)
                 _bring_about([replace(state, apart=apart) for state in states])
         yield

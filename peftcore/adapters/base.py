@@ -50,6 +50,8 @@ class Adapter(LeanModule):
     depends_on_weight: ClassVar[bool] = False
     #: Whether it acts before the other parts of its own adapter.
     acts_first: ClassVar[bool] = False
+    #: Whether it changes the layer's weight; if not, merging leaves that alone.
+    changes_weight: bool = True
     #: Whether it changes the layer's bias.
     changes_bias: bool = False
     #: Whether it only adds something, so that its place in the order of others does not matter.

@@ -48,9 +48,8 @@ class WeightDelta(Adapter):
     def __init__(self, base: BaseLayer, config: PeftConfig, shared: Any = None) -> None:
         super().__init__(base, config, shared)
         field = option_with_role(type(config), INPUT_DROPOUT)  # type: ignore[arg-type]  # a class has a hash
-        # None, rather than an Identity: that would be one module more for every layer, and one call more in forward.
-        drops_out = field is not None and getattr(config, field) > 0 and base.kind != "embedding"
-        self._modules["input_dropout"] = input_dropout(base, config, field) if drops_out and field is not None else None
+        if field is not None and getattr(config, field) > 0 and base.kind != "embedding":
+            self._modules["input_dropout"] = input_dropout(base, config, field)
 
     @property
     def changes_bias(self) -> bool:  # type: ignore[override]
@@ -78,6 +77,17 @@ class WeightDelta(Adapter):
         bias = self.delta_bias()
         return output if bias is None else self.base.add_bias(output, bias)
 
+    def delta_beside(self, frozen: Tensor, x: Tensor) -> Tensor:
+        """Return what :meth:`delta_forward` does, told what the layer itself makes of the same input.
+
+        To be overridden where Δ has a product with the frozen weight in it, which then need not be formed.
+
+        Args:
+            frozen: The layer's output, in its dtype, with the effect of what is merged. Must stay as it is.
+            x: As :meth:`delta_forward` takes it.
+        """
+        return self.delta_forward(x)
+
     def entering(self, x: Tensor) -> Tensor:
         """Return a layer's input as Δ sees it: itself, unless training drops out some of it."""
         dropout = self._modules.get("input_dropout")
@@ -100,11 +110,22 @@ class WeightDelta(Adapter):
         return ()
 
     def acts_whole(self) -> bool:
-        """Whether :meth:`delta_forward` would now form Δ and let it act on what is :meth:`entering`, and no more.
+        """Whether :meth:`delta_forward` would now form Δ, let it act on what is :meth:`entering` and add the bias.
 
         The core then adds Δ to the weight for a call instead, where that is the cheaper way.
         """
         return type(self).delta_forward is WeightDelta.delta_forward
+
+    def changed_input(self, x: Tensor) -> Tensor | None:
+        """Return what the frozen weight takes to what W + Δ makes of the input: x + P · x, where Δ is W · P.
+
+        The core then runs the frozen layer with it, once, instead of :meth:`delta_forward`. None says that there is no
+        such thing, or no cheaper one.
+
+        Args:
+            x: The layer's input, in the adapter's dtype.
+        """
+        return None
 
     def delta_bias(self) -> Tensor | None:
         """Return the change of the bias, ``[out]``, or None."""

@@ -20,7 +20,7 @@ from peftcore.base_layers.base import BaseLayer
 #: With fewer rows, a second product costs no more than the sum does.
 _ROWS = 16
 #: A coarser weight would lose what Δ adds in its last places.
-_FINE = (torch.float32, torch.float64)
+FINE = (torch.float32, torch.float64)
 
 
 def run_with_formed_deltas(base: BaseLayer, deltas: Sequence[WeightDelta], x: Any) -> Tensor | None:
@@ -37,13 +37,15 @@ def run_with_formed_deltas(base: BaseLayer, deltas: Sequence[WeightDelta], x: An
     if torch.compiler.is_compiling() or x.numel() < _ROWS * x.shape[-1] or autocast_dtype(x.device) is not None:
         return None
     matrix = base.plain_matrix()
-    if matrix is None or x.dtype not in _FINE:
+    if matrix is None or x.dtype not in FINE:
         return None
     weight, bias = matrix
-    if weight.dtype != x.dtype or any(delta.dtype != x.dtype or delta.delta_bias() is not None for delta in deltas):
+    if weight.dtype != x.dtype or any(delta.dtype != x.dtype for delta in deltas):
         return None
     if any(delta.entering(x) is not x for delta in deltas):
         return None
     for delta in deltas:
         weight = weight + delta.canonical_delta()
+        if (change := delta.delta_bias()) is not None:
+            bias = change if bias is None else bias + change
     return linear(x, weight, bias)

@@ -14,6 +14,18 @@ from peftcore.base_layers.base import BaseLayer
 from peftcore.config import LayerConfig
 
 
+class BlockConfig(LayerConfig):
+    """What every method with blocks of R can be asked; a class names the fields with their number and their size."""
+
+    count_field: ClassVar[str]
+    size_field: ClassVar[str]
+
+    def validate(self) -> None:
+        """Check the fields, and that the blocks are given by their number or by their size."""
+        super().validate()
+        check_blocks(self, self.count_field, self.size_field)
+
+
 class OrthogonalTransform(WeightTransform):
     """W' = W·R, where R is orthogonal.
 
@@ -63,13 +75,19 @@ class OrthogonalTransform(WeightTransform):
 
     def transform(self, weight: Tensor) -> Tensor:
         """Return W·R; of an embedding, R·W."""
-        return self._turned_weight(weight, self.factors())
+        return self.turned_weight(weight, self.factors())
 
     def transform_in_call(self, weight: Tensor) -> Tensor:
         """Return the same, in training without the blocks that dropout has chosen."""
-        return self._turned_weight(weight, self._factors_in_call())
+        return self.turned_weight(weight, self._factors_in_call())
 
-    def _turned_weight(self, weight: Tensor, factors: Tensor) -> Tensor:
+    def turned_weight(self, weight: Tensor, factors: Tensor) -> Tensor:
+        """Return the weight that R makes of a canonical one; to be overridden where that is not all.
+
+        Args:
+            weight: As :meth:`transform` takes it.
+            factors: As :meth:`turn` takes them.
+        """
         if self.base.kind == "embedding":
             return self._turned(weight.mT, factors).mT
         rows = weight.reshape(-1, turned_size(self.base))
@@ -107,11 +125,11 @@ def cayley_series(skew: Tensor, terms: int) -> Tensor:
         terms: Where it is cut off, counted as HF PEFT's files need it.
     """
     coefficients = [1.0, 2.0][:terms] if terms < 3 else [1.0, *[2.0] * (max(terms, 4) - 2), 1.0]
-    identity = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype).expand_as(skew)
+    identity = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
     # Horner's rule in Q², whose coefficients are polynomials of degree 1 in Q: half as many products as in Q.
     pairs = [torch.add(one * identity, skew, alpha=two) for one, two in zip(*[iter(coefficients)] * 2, strict=False)]
     if len(coefficients) < 3:
-        return pairs[0] if pairs else identity
+        return pairs[0] if pairs else identity.expand_as(skew)
     square = skew @ skew
     odd = len(coefficients) % 2
     total = torch.add(pairs[-1], square, alpha=coefficients[-1]) if odd else pairs[-1]
@@ -148,8 +166,8 @@ def turn_blocks(vectors: Tensor, blocks: Tensor, back: bool) -> Tensor:
         back: Whether to transpose.
     """
     count, size, _ = blocks.shape
-    pieces = vectors.reshape(*vectors.shape[:-1], count, size)
-    return torch.einsum("nji,...nj->...ni" if back else "nij,...nj->...ni", blocks, pieces).flatten(-2)
+    pieces = vectors.reshape(-1, count, size).transpose(0, 1)
+    return torch.bmm(pieces, blocks if back else blocks.mT).transpose(0, 1).reshape(vectors.shape)
 
 
 def _drop_blocks(blocks: Tensor, probability: float) -> Tensor:

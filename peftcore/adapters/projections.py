@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.base_layers.base import BaseLayer
-from peftcore.config import LayerConfig, option
+from peftcore.config import LayerConfig, layout_option, option
 
 
 class ProjectionConfig(LayerConfig):
@@ -22,6 +22,17 @@ class ProjectionConfig(LayerConfig):
     )
     save_projection: bool = option(
         True, "Whether files hold the projections; if not, they are drawn again from the seed when a file is loaded."
+    )
+
+
+class PairConfig(ProjectionConfig):
+    """What every method around a :class:`ProjectionPair` can be asked."""
+
+    r: int = option(256, "Rank: features between A and B; may be above the layers' sizes.", at_least=1)
+    d_initial: float = option(0.1, "What the scales of these features start with.")
+    fan_in_fan_out: bool = layout_option()
+    init_weights: bool = option(
+        True, "Start with output scales of 0, so that the model is as it was; False is for tests."
     )
 
 
@@ -74,19 +85,81 @@ class ProjectionPair(Projections):
         return {f"{config.method}_{name}": kaiming(shape, generator) for name, shape in shapes.items()}
 
 
-class ProjectedDelta(LowRankDelta):
-    """A delta around the A and B of a :class:`ProjectionPair`, the ``shared_cls`` of its method."""
+class Chain(NamedTuple):
+    """Δ = diag(outer) · B · diag(inner) · A.
+
+    Attributes:
+        a: A ``[r, in · kernel]``.
+        inner: What scales the r features, ``[r]``; where experts are stacked, ``[experts, r]``.
+        b: B ``[out, r]``.
+        outer: What scales the outputs, ``[out]`` or ``[experts, out]``; None if nothing does.
+    """
+
+    a: Tensor
+    inner: Tensor
+    b: Tensor
+    outer: Tensor | None = None
+
+
+class ScaledDelta(LowRankDelta):
+    """A delta of two matrices, with vectors that scale what comes out of each.
+
+    The author writes :meth:`chain`.
+    The vectors scale features rather than matrices: training then needs no gradient in a matrix's size.
+    """
+
+    @abstractmethod
+    def chain(self) -> Chain:
+        """Return the matrices and the vectors."""
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return diag(inner) · A and diag(outer) · B."""
+        a, inner, b, outer = self.chain()
+        return inner.unsqueeze(-1) * a, b if outer is None else outer.unsqueeze(-1) * b
+
+    def delta_forward(self, x: Tensor) -> Tensor:
+        """Return outer ∘ B · (inner ∘ A · x); Δ is formed for grouped convolutions."""
+        if self.base.groups > 1:
+            return super().delta_forward(x)
+        a, inner, b, outer = self.chain()
+        features = self.scaled(self.into_rank(a, self.entering(x)), inner)
+        output = self.base.apply_pointwise(b, features)
+        return output if outer is None else self.scaled(output, outer)
+
+    def scaled(self, features: Tensor, factors: Tensor) -> Tensor:
+        """Return an output-like tensor with its features multiplied by factors."""
+        return self.base.with_features_last(lambda last: last * factors, features)
+
+
+class ProjectedDelta(ScaledDelta):
+    """A delta around the A and B of a :class:`ProjectionPair`, the ``shared_cls`` of its method.
+
+    The author makes the vectors by :meth:`scales`.
+    """
 
     shared: ProjectionPair
+
+    def scales(self, config: PairConfig) -> tuple[nn.Parameter, nn.Parameter]:
+        """Return what scales the outputs, ``[out]``, and the features behind A, ``[rows_per_rank · r]``, as they start.
+
+        Where experts are stacked, each has vectors of its own, ``[experts, …]``.
+        """
+        inner = torch.randn(*self.base.stack_shape, self.shared.rows_per_rank * config.r)
+        outer = torch.ones(*self.base.stack_shape, self.base.matrix_shape[0])
+        if config.init_weights:
+            inner.fill_(config.d_initial)
+            outer.zero_()
+        return nn.Parameter(outer), nn.Parameter(inner)
 
     def projections(self) -> tuple[Tensor, Tensor]:
         """Return A ``[rows_per_rank · r, in · kernel]`` and B ``[out, r]`` for this layer.
 
         They are views, unless the adapter computes elsewhere or in another dtype.
         """
-        a, b = self.shared.buffers()
+        # Not by torch's walks over a module's tensors: this runs in every call.
+        a, b = (tensor for tensor in self.shared._buffers.values() if tensor is not None)
+        like = next(tensor for tensor in self._parameters.values() if tensor is not None)
         out, into = self.base.matrix_shape
-        like = next(self.parameters())
         return a[:, :into].to(like), b[:out].to(like)
 
 

@@ -57,6 +57,11 @@ class OutputScale(Adapter):
         return type(self).change_output is not OutputScale.change_output or self.output_factors() is not None
 
     @property
+    def changes_weight(self) -> bool:  # type: ignore[override]
+        """Whether the weight becomes another one; not if the output is shifted alone."""
+        return self.changes_output or self.input_factors() is not None
+
+    @property
     def changes_bias(self) -> bool:  # type: ignore[override]
         """Whether the layer's bias becomes another one; not if the input alone is scaled."""
         return self.changes_output or self.shift() is not None

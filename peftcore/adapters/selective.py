@@ -16,6 +16,8 @@ from torch.func import functional_call
 from typing_extensions import Self
 
 from peftcore.adapters.base import Adapter, Below
+from peftcore.adapters.delta import MATRIX_KINDS
+from peftcore.adapters.entries import ChangesEntries, Slices
 from peftcore.base_layers.base import BaseLayer
 from peftcore.base_layers.module import OpaqueLayer
 from peftcore.exceptions import NotMergeableError, TargetError
@@ -55,7 +57,7 @@ class ModuleCopy(Selective):
         module: The copy, free of adapters.
     """
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"module"})
+    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS - {"attention", "parameter"} | {"module"}
     replaces_layer = True
 
     def __init__(self, base: BaseLayer, module: nn.Module) -> None:
@@ -188,6 +190,7 @@ class TrainedBias(Selective):
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
     commutes = True
     changes_bias = True
+    changes_weight = False
 
     def __init__(self, base: BaseLayer) -> None:
         super().__init__(base)
@@ -206,7 +209,7 @@ class TrainedBias(Selective):
         return weight, bias + (self.bias - self.base.bias)
 
 
-class TokenRows(Selective):
+class TokenRows(Selective, ChangesEntries):
     """What the rows of some tokens do on one of the layers that store them."""
 
     def acts_by_weight(self, before: Sequence[Adapter]) -> bool:
@@ -232,26 +235,21 @@ class TrainedTokens(TokenRows):
 
     def __init__(self, base: BaseLayer, tokens: Sequence[int]) -> None:
         super().__init__(base)
-        wrong = sorted({token for token in tokens if not 0 <= token < base.in_features})
-        if wrong or len(set(tokens)) != len(tokens) or not tokens:
+        distinct = tokens and len(set(tokens)) == len(tokens)
+        if not (distinct and min(tokens) >= 0 and max(tokens) < base.in_features):
             raise TargetError(
                 f"The rows of an embedding to train must be given by distinct indices below {base.in_features}, the "
                 f"size of its vocabulary, got {list(tokens)!r}."
             )
         index = torch.tensor(list(tokens))
         self.register_buffer("tokens", index, persistent=False)
-        order = index.argsort()
-        self.register_buffer("_sorted", index[order], persistent=False)
-        self.register_buffer("_order", order, persistent=False)
-        self.trainable_tokens_delta = nn.Parameter(self._frozen_rows(index))
+        for name, tensor in zip(("_sorted", "_order"), index.sort(), strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+        self.trainable_tokens_delta = nn.Parameter(self.entries().read(base.weight().detach()))
 
     tokens: Tensor
     _sorted: Tensor
     _order: Tensor
-
-    def _frozen_rows(self, index: Tensor) -> Tensor:
-        rows = self.base.weight().detach().T
-        return rows.index_select(0, index.to(rows.device))
 
     def tied(self, base: BaseLayer, config: Any) -> TiedTokens:
         """Return the rows as they act on another layer that stores the same weight."""
@@ -268,10 +266,13 @@ class TrainedTokens(TokenRows):
         vectors = nn.functional.embedding(self._order[place], self.trainable_tokens_delta).to(output.dtype)
         return torch.where(hit.unsqueeze(-1), vectors, output)
 
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Write the rows, which are columns of the canonical weight."""
-        rows = self.trainable_tokens_delta.T.to(weight.dtype)
-        return weight.index_copy(1, self.tokens, rows), bias
+    def entries(self) -> Slices:
+        """Return the rows' places, which are columns of the canonical weight."""
+        return Slices(1, self.tokens)
+
+    def fold_entries(self, held: Tensor) -> Tensor:
+        """Return the rows, ``[tokens, dim]``."""
+        return self.trainable_tokens_delta
 
 
 class TiedTokens(TokenRows):
@@ -315,9 +316,10 @@ class TiedTokens(TokenRows):
             logits = logits + bias[self.source.tokens]
         return output.index_copy(-1, self.source.tokens, logits)
 
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Write the rows."""
-        if self.base.kind == "embedding":
-            return self.source.fold(weight, bias)
-        rows = self.source.trainable_tokens_delta
-        return weight.index_copy(0, self.source.tokens, rows.to(weight.dtype)), bias
+    def entries(self) -> Slices:
+        """Return the rows' places in this layer's weight."""
+        return Slices(1 if self.base.kind == "embedding" else 0, self.source.tokens)
+
+    def fold_entries(self, held: Tensor) -> Tensor:
+        """Return the rows, ``[tokens, dim]``."""
+        return self.source.trainable_tokens_delta

@@ -89,3 +89,16 @@ def squared_parts(matrix: Tensor, rank: int | None = None) -> SingularParts:
     along = u.mT @ matrix
     s = torch.linalg.vector_norm(along, dim=-1)
     return SingularParts(u, s, along / s.clamp(min=torch.finfo(s.dtype).tiny).unsqueeze(-1))
+
+
+def careful_parts(matrix: Tensor) -> SingularParts:
+    """Return all singular parts of a matrix ``[…, out, in]``, by :func:`squared_parts` unless they can't tell them.
+
+    In float64, squaring costs nothing that float32 could hold, unless singular values are next to zero: then their
+    vectors have no direction left, and :func:`exact_parts` has to find it.
+
+    Args:
+        matrix: In float64.
+    """
+    parts = squared_parts(matrix)
+    return exact_parts(matrix) if (parts.s[..., -1] <= 1e-6 * parts.s[..., 0]).any() else parts

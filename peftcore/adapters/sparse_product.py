@@ -2,30 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+from typing_extensions import Self
 
 
-def order_of(indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return how the entries of S are to be read, row by row and column by column.
+class Pattern(NamedTuple):
+    """Where the entries of S are, and how they are to be read.
+
+    Attributes:
+        indices: Rows and columns of the entries, ``[2, n]``.
+        orders: The entries' numbers and their columns, by rows, and the same with rows and columns changed over,
+            ``[2, 2, n]``.
+        beginnings: Where in the first of these each row begins, and where in the second each column,
+            ``[rows + columns]``.
+    """
+
+    indices: Tensor
+    orders: Tensor
+    beginnings: Tensor
+
+    @classmethod
+    def of(cls, indices: Tensor, sizes: Sequence[int]) -> Self:
+        """Find out how entries are to be read.
+
+        Args:
+            indices: Their rows and columns, ``[2, n]``.
+            sizes: S's rows and columns.
+        """
+        orders, beginnings = [], []
+        for own, other, size in zip(indices, indices.flip(0), sizes, strict=True):
+            order = own.argsort()
+            orders.append(torch.stack([order, other[order]]))
+            beginnings.append(torch.searchsorted(own[order], torch.arange(size, device=own.device, dtype=own.dtype)))
+        return cls(indices, torch.stack(orders).int(), torch.cat(beginnings).int())
+
+
+class KnownPattern:
+    """The pattern of an adapter's entries: found when it is first asked for, and again after their places changed."""
+
+    def __init__(self) -> None:
+        self._places: Tensor | None = None
+        self._version = 0
+        self._pattern: Pattern | None = None
+
+    def __reduce__(self) -> tuple[type[KnownPattern], tuple[()]]:
+        return KnownPattern, ()  # a copy's places are other tensors, which do not say how often these have changed
+
+    def of(self, places: Tensor, sizes: Sequence[int]) -> Pattern:
+        """Return the pattern.
+
+        Args:
+            places: Positions ``[n]`` in S flattened, or rows and columns ``[2, n]``.
+            sizes: S's rows and columns.
+        """
+        counted = not places.is_inference()  # what was made in inference mode does not say whether it has changed
+        if self._pattern is None or places is not self._places or not counted or places._version != self._version:
+            indices = places if places.dim() == 2 else torch.stack([places // sizes[1], places % sizes[1]])
+            self._pattern, self._places = Pattern.of(indices, sizes), places
+            self._version = places._version if counted else 0
+        return self._pattern
+
+
+def sparse_product(values: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
+    """Return S · X, computed in float32 or finer.
 
     Args:
-        indices: Rows and columns of the entries, ``[2, n]``.
-        size: S's rows, and columns.
-
-    Returns:
-        ``[2, 2, n]``: the entries' numbers and their columns, by rows, and the same with rows and columns changed over.
-        ``[2, size]``: where in these each row, or column, begins.
+        values: The entries of S, ``[n]``.
+        x: ``[columns, any]``.
+        pattern: Where they are.
     """
-    orders, beginnings = [], []
-    for own, other in (indices, indices.flip(0)):
-        order = own.argsort()
-        orders.append(torch.stack([order, other[order]]))
-        beginnings.append(torch.searchsorted(own[order], torch.arange(size, device=own.device, dtype=own.dtype)))
-    return torch.stack(orders), torch.stack(beginnings)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    trains = torch.is_grad_enabled() and (values.requires_grad or x.requires_grad)
+    # What autograd does around a function of its own takes as long as a small product.
+    multiplied = SparseProduct.apply if trains else SparseProduct.forward
+    product: Tensor = multiplied(values.to(wide), x.to(wide), *pattern, False)
+    return product.to(x.dtype)
 
 
 class SparseProduct(torch.autograd.Function):
@@ -39,15 +95,18 @@ class SparseProduct(torch.autograd.Function):
 
         Args:
             values: The entries of S, ``[n]``.
-            x: ``[size, any]``.
-            indices: Their rows and columns, ``[2, n]``.
-            orders, beginnings: What :func:`order_of` returned for these.
+            x: As many rows as S, or Sᵀ, has columns.
+            indices, orders, beginnings: Of the :class:`Pattern`.
             transposed: Whether S is to be transposed.
         """
-        if not x.shape[1]:
-            return torch.zeros_like(x)
-        (order, others), begin = orders[int(transposed)], beginnings[int(transposed)]
-        return embedding_bag(others, x.contiguous(), begin, mode="sum", per_sample_weights=values[order])
+        order, others = orders[int(transposed)]
+        begin = beginnings[len(x) :] if transposed else beginnings[: len(beginnings) - len(x)]
+        weights = values.index_select(0, order)
+        product = x.new_empty(x.shape[1], len(begin)).mT if _lies_by_columns(x) else x.new_empty(len(begin), x.shape[1])
+        for some in _pieces(x):
+            columns = x[:, some].contiguous()
+            product[:, some] = embedding_bag(others, columns, begin, mode="sum", per_sample_weights=weights)
+        return product
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -58,21 +117,42 @@ class SparseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the values and of X."""
-        values, x, indices, orders, beginnings = ctx.saved_tensors
-        own, other = indices.flip(0) if ctx.transposed else indices
+        values, x, *pattern = ctx.saved_tensors
         of_values = of_x = None
         if ctx.needs_input_grad[0]:
-            of_values = _dot(gradient, x, own, other)
+            of_values = _dot(gradient, x, Pattern(*pattern), ctx.transposed)
         if ctx.needs_input_grad[1]:
-            turned = not ctx.transposed
-            of_x = SparseProduct.apply(values, gradient, indices, orders, beginnings, turned)  # type: ignore[no-untyped-call]
+            of_x = SparseProduct.apply(values, gradient, *pattern, not ctx.transposed)  # type: ignore[no-untyped-call]
         return of_values, of_x, None, None, None, None
 
 
-def _dot(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the entries of A · Bᵀ at some rows and columns."""
+def _dot(a: Tensor, b: Tensor, pattern: Pattern, transposed: bool) -> Tensor:
+    """Return the entries of A · Bᵀ, or of its transpose, at the places of a pattern."""
     if torch.is_grad_enabled():  # it is going to be differentiated again
+        rows, columns = pattern.indices.flip(0) if transposed else pattern.indices
         return (a @ b.mT)[rows, columns]
+    order, columns = pattern.orders[int(transposed)]
+    rows = pattern.indices[int(transposed)].index_select(0, order).int()
     # What embedding_bag's own gradient is made of: a tenth of the time. Its offsets are used for the maximum only.
-    nowhere = rows.new_zeros(1)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, b.contiguous(), columns, nowhere, rows, 0)
+    dots, nowhere = a.new_zeros(len(rows)), rows.new_zeros(1)
+    for some in _pieces(a):
+        of_some = a[:, some].contiguous(), b[:, some].contiguous(), columns, nowhere, rows, 0
+        dots += torch.ops.aten._embedding_bag_per_sample_weights_backward(*of_some)
+    return torch.empty_like(dots).index_copy_(0, order.long(), dots)
+
+
+#: Elements of a matrix whose columns are worked on at one time: what a processor's cache holds.
+_PIECE = 2**18
+
+
+def _pieces(x: Tensor) -> list[slice]:
+    """Return which columns of a matrix are worked on at one time."""
+    rows, columns = x.shape
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(None)]
+    width = max(16, _PIECE // max(1, rows))
+    return [slice(start, start + width) for start in range(0, columns, width)]
+
+
+def _lies_by_columns(x: Tensor) -> bool:
+    return x.mT.is_contiguous() and not x.is_contiguous()

@@ -17,11 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _is_any_autocast_enabled
+from torch._C._functorch import unwrap_if_dead
+from torch.autograd import Function, forward_ad
+from torch.compiler import is_compiling
 from torch.nn.functional import linear
 
 from peftcore.adapters.delta import WeightDelta
 from peftcore.base_layers.base import BaseLayer
+
+# This runs in every call of every adapted layer, and calls and reads as little as it can: the weights of the layers
+# between two such calls drive what Python needs out of the processor's cache, so that each step costs several times
+# what it does in a loop of its own.
 
 
 def run_with_thin_delta(base: BaseLayer, delta: WeightDelta, x: Any) -> Tensor | None:
@@ -32,39 +39,37 @@ def run_with_thin_delta(base: BaseLayer, delta: WeightDelta, x: Any) -> Tensor |
         delta: What acts on it.
         x: The layer's input, ``[..., in]``.
     """
-    if is_watched() or not isinstance(x, Tensor) or x.dim() < 2:
+    if is_watched() or not isinstance(x, Tensor):
         return None
     matrix = base.plain_matrix()
     factors = None if matrix is None else delta.thin_factors()
     if matrix is None or factors is None:
         return None
     (weight, bias), (a, b, scaling) = matrix, factors
-    dtype = autocast_dtype(x.device)
+    dtype = autocast_dtype(x.device) if _is_any_autocast_enabled() else None
     if dtype is not None:
         x, weight, a, b = x.to(dtype), weight.to(dtype), a.to(dtype), b.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if x.dtype != weight.dtype or a.dtype != b.dtype:
+    fine = a.dtype
+    if x.dim() < 2 or x.dtype != weight.dtype or fine != b.dtype:
         return None
-    whole = _cast(x, a.dtype)
+    whole = x if x.dtype == fine else x.to(fine)
     seen = delta.entering(whole)
-    drops = seen is not whole
-    tokens = x.numel() // max(x.shape[-1], 1)
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or x.requires_grad):
-        if tokens > _FEW:
-            # A mere cast has no gradient of its own.
-            other = seen if drops else None if seen is x else seen.detach()
-            result: Tensor = _LinearWithThinDelta.apply(x, other, drops, weight, bias, a, b, scaling)  # type: ignore[no-untyped-call]
-            return result
-    elif not drops and tokens > max(weight.shape) and weight.dtype == a.dtype == torch.float32:
+        drops = seen is not whole
+        # A mere cast has no gradient of its own.
+        other = seen if drops else None if seen is x else seen.detach()
+        result: Tensor = _apply(unwrap_if_dead(x), other, drops, weight, bias, a, b, scaling)
+        return result
+    if seen is x and fine is torch.float32 and _are_many(x, weight):
         # A coarser weight would lose what Δ adds in its last places.
         return linear(x, torch.addmm(weight, b, a, alpha=scaling), bias)
-    output = linear(_rows(x), weight, bias)
-    _add_thin_(output, linear(_rows(seen), a), b, scaling)
-    return output.view(*x.shape[:-1], len(weight))
+    return _output_and_features(x, seen, weight, bias, a, b, scaling)[0]
 
 
-#: Up to so many tokens, autograd's own steps take less time than a function in Python: what they make is small.
-_FEW = 16
+def _are_many(x: Tensor, weight: Tensor) -> bool:
+    """Whether there are more rows than the weight has rows or columns."""
+    return x.numel() > max(weight.shape) * x.shape[-1]
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -80,28 +85,44 @@ def is_watched() -> bool:
     They do better with the steps that they know; a compiler fuses them itself.
     """
     return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
+        is_compiling()
+        or _are_functorch_transforms_active()
+        or _get_tracing_state() is not None
         or forward_ad._current_level >= 0
     )
 
 
-def _add_thin_(output: Tensor, features: Tensor, b: Tensor, scaling: float) -> None:
-    """Add scaling · features · Bᵀ to an output of as many rows, in place."""
-    if output.dtype == b.dtype:
-        output.addmm_(features, b.t(), alpha=scaling)
-    else:
-        output.add_(features.mm(b.t()), alpha=scaling)  # summed in the finer dtype
+def _output_and_features(
+    x: Tensor, seen: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Return the output ``[..., out]``, and the features ``[rows, r]`` from which Δ's share of it was made.
+
+    Args:
+        x: The input.
+        seen: What A acts on: the input, a cast of it, or what dropout has left.
+        weight, bias: Of the frozen layer.
+        a, b, scaling: Of the delta.
+    """
+    flat = x.dim() == 2
+    rows = x if flat else x.flatten(0, -2)
+    entering = rows if seen is x else seen if flat else seen.flatten(0, -2)
+    features = linear(entering, a)
+    output = _plus(linear(rows, weight, bias), features, b.t(), scaling)
+    return output if flat else _shaped(output, [*x.shape[:-1], output.shape[1]]), features
 
 
-# Both would return the same tensor where there is nothing to do, but take longer to see that.
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x if x.dtype == dtype else x.to(dtype)
+#: Another shape of a tensor that nobody else has; for autograd it is no view, so that what follows may write to it.
+_shaped: Any = torch.ops.aten._unsafe_view.default
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.dim() == 2 else x.flatten(0, -2)
+def _plus(rows: Tensor, left: Tensor, right: Tensor, scaling: float = 1.0) -> Tensor:
+    """Return rows + scaling · left · right; the rows may be written to."""
+    if rows.dtype == left.dtype:
+        return rows.addmm_(left, right, alpha=scaling)
+    if rows.dtype.itemsize < left.dtype.itemsize:
+        # Summed in the finer dtype. Whole passes take a third of the time of one sum of two dtypes.
+        return rows.to(left.dtype).addmm_(left, right, alpha=scaling).to(rows.dtype)
+    return rows.add_(left.mm(right), alpha=scaling)
 
 
 def _outer(like: Tensor, out: Tensor, features: Tensor, scaling: float) -> Tensor:
@@ -109,12 +130,12 @@ def _outer(like: Tensor, out: Tensor, features: Tensor, scaling: float) -> Tenso
 
     A wide result is made sooner than a narrow one; for a few rows, the copy that puts its entries in order costs more.
     """
-    if len(out) > 64:
+    if out.shape[0] > 64:
         return torch.addmm(like.t(), features.t(), out, beta=0, alpha=scaling).t()
     return torch.addmm(like, out.t(), features, beta=0, alpha=scaling)
 
 
-class _LinearWithThinDelta(torch.autograd.Function):
+class _LinearWithThinDelta(Function):
     """The gradients are those of the input, of what dropout has left of it, and of both factors.
 
     Everything is computed by differentiable steps, so gradients can be differentiated again.
@@ -142,39 +163,48 @@ class _LinearWithThinDelta(torch.autograd.Function):
             weight, bias: Of the frozen layer.
             a, b, scaling: Of the delta.
         """
-        features = _rows(linear(x if seen is None else seen, a))
-        output = linear(x, weight, bias)
-        _add_thin_(_rows(output), features, b, scaling)
+        output, features = _output_and_features(x, x if seen is None else seen, weight, bias, a, b, scaling)
         # A's gradient takes the input, or what dropout has left of it; B's, the features. A cast is made again.
         _, _, _, _, _, of_a, of_b, _ = ctx.needs_input_grad
         kept = (seen if drops else x) if of_a or of_b else None
         ctx.save_for_backward(kept, features if of_b else None, weight, a, b)
-        ctx.scaling, ctx.drops = scaling, drops
+        ctx.known = scaling, drops, seen is not None and x.dtype != seen.dtype
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, features, weight, a, b = ctx.saved_tensors
         of_x, of_seen, _, _, _, of_a, of_b, _ = ctx.needs_input_grad
-        outer = _rows(gradient)
-        fine = _cast(outer, b.dtype)
+        scaling, drops, is_cast = ctx.known
+        shape = None if gradient.dim() == 2 else gradient.shape[:-1]
+        if shape is not None:
+            gradient = gradient.flatten(0, -2)
+            kept = None if kept is None else kept.flatten(0, -2)
+        fine = gradient
+        if is_cast:
+            fine, kept = gradient.to(b.dtype), None if kept is None else kept.to(a.dtype)
         # With beta = 0 the first argument only lends its shape, and alpha scales without another pass.
-        shape = fine.new_empty(1, len(a)) if features is None else features
-        of_features = torch.addmm(shape, fine, b, beta=0, alpha=ctx.scaling)
+        like = fine.new_empty(1, b.shape[1]) if features is None else features
+        of_features = torch.addmm(like, fine, b, beta=0, alpha=scaling)
         gradient_a = gradient_b = gradient_x = gradient_seen = None
         if of_a:
-            gradient_a = of_features.t().mm(_rows(_cast(kept, a.dtype)))
+            gradient_a = of_features.t().mm(kept)
         if of_b:
             if torch.is_grad_enabled():  # kept features know nothing of A, whose gradient is to be differentiated
-                features = _rows(linear(_cast(kept, a.dtype), a))
-            gradient_b = _outer(b, fine, features, ctx.scaling)
+                features = linear(kept, a)
+            gradient_b = _outer(b, fine, features, scaling)
         if of_x:
-            gradient_x = outer.mm(weight)
-            if not ctx.drops and a.dtype == weight.dtype:
-                gradient_x.addmm_(of_features, a)
-            elif not ctx.drops:
-                gradient_x.add_(of_features.mm(a))
-            gradient_x = gradient_x.view(*gradient.shape[:-1], a.shape[1])
+            gradient_x = gradient.mm(weight)
+            if not drops:
+                gradient_x = _plus(gradient_x, of_features, a)
         if of_seen:
-            gradient_seen = of_features.mm(a).view(*gradient.shape[:-1], a.shape[1])
+            gradient_seen = of_features.mm(a)
+        if shape is not None:
+            gradient_x = None if gradient_x is None else gradient_x.view(*shape, a.shape[1])
+            gradient_seen = None if gradient_seen is None else gradient_seen.view(*shape, a.shape[1])
         return gradient_x, gradient_seen, None, None, None, gradient_a, gradient_b, None
+
+
+#: What ``Function.apply`` calls where no transform is active, which is known here; asking for that takes it longer than
+#: a product of thin factors.
+_apply: Any = super(Function, _LinearWithThinDelta).apply

@@ -60,4 +60,5 @@ class OpaqueLayer(BaseLayer):
     @property
     def device(self) -> torch.device:
         """The device of the first parameter or buffer, the CPU if there is none."""
-        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
+        own = next(iter(self.layer._parameters.values()), None)  # as of most layers, without a walk
+        return next((tensor.device for tensor in self._tensors()), torch.device("cpu")) if own is None else own.device

@@ -19,6 +19,9 @@ def write_(stored: Tensor, value: Tensor) -> None:
     """
     if stored.shape != value.shape:
         raise MergeError(f"A tensor of shape {list(value.shape)} does not fit the stored one, {list(stored.shape)}.")
+    if stored.is_inference() == torch.is_inference_mode_enabled() and not torch.is_grad_enabled():
+        stored.copy_(value)  # as is nearly always, where many small tensors are written
+        return
     with writing(stored):
         stored.copy_(value)
 

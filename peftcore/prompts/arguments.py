@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from peftcore.prompts.columns import Columns
 from peftcore.prompts.layout import Layout, padding_on_the_left, positions_of
 from peftcore.prompts.sizes import PromptSizes
 
+#: Arguments whose first dimension is the batch's rows, the likeliest first.
+_BATCHES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "input_features", "pixel_values")
 #: Arguments that run along the tokens, and what stands there for virtual ones.
 _ALONG = {"token_type_ids": 0, "mm_token_type_ids": 0, "bbox": 0}
 #: Arguments that name places among the tokens.
@@ -56,12 +59,11 @@ def rows_of(arguments: Mapping[str, Any]) -> tuple[int, torch.device]:
     Raises:
         TaskError: No tensor says so.
     """
-    names = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "input_features", "pixel_values")
-    values = [*(arguments.get(name) for name in names), *arguments.values()]
+    values = chain(map(arguments.get, _BATCHES), arguments.values())
     first = next((value for value in values if isinstance(value, Tensor) and value.dim()), None)
     if first is None:
         raise TaskError("A prompt method has to know the rows of the batch, and no tensor says them: pass input_ids.")
-    return len(first), first.device
+    return first.shape[0], first.device
 
 
 def rewritten(model: nn.Module, call: PromptedCall, given: Mapping[str, Any], sizes: PromptSizes) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def widen_mask_of_encoded(call: PromptedCall, arguments: dict[str, Any]) -> None
 
 def all_used(prefix: Slots | None) -> bool:
     """Whether all rows have as long a prefix."""
-    return prefix is None or bool(prefix.used.all())
+    return prefix is None or prefix.all_used or bool(prefix.used.all())
 
 
 # ------------------------------------------------------------------------------------------------ one side
@@ -184,10 +186,11 @@ def widen(
     mask = arguments.get(f"{side}attention_mask")
     flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
     offsets = None if flat is None or flat.shape[1] <= past else padding_on_the_left(flat[:, past:])
-    layout = None
+    layout, causal = None, bool(side) or sizes.is_causal
     if slots is not None:
-        layout = Layout(slots.used, offsets, empty_at_end=not _is_causal(model, side), all_used=slots.all_used)
-    columns = Columns(past, None if prefix is None else prefix.used, layout)
+        layout = Layout(slots.used, offsets, empty_at_end=not causal, all_used=slots.all_used)
+    all_used = all(part.all_used for part in (slots, prefix) if part is not None)
+    columns = Columns(past, None if prefix is None else prefix.used, layout, all_used=all_used)
     if side or not sizes.is_encoder_decoder:
         call.columns = columns
     length = 0 if tokens is None else tokens.shape[1] - seen
@@ -209,7 +212,7 @@ def widen(
     if flat is not None:
         arguments[f"{side}attention_mask"] = columns.widen(flat)
     elif isinstance(mask, Tensor):
-        arguments[f"{side}attention_mask"] = columns.widen_square(mask, causal=_is_causal(model, side))
+        arguments[f"{side}attention_mask"] = columns.widen_square(mask, causal=causal)
     if not prefix_in_ids:
         _widen_positions(model, side, arguments, columns, sizes, flat is not None)
     return columns
@@ -230,18 +233,20 @@ def widen_ids(ids: Tensor, columns: Columns, model: nn.Module, *, seen: int, pre
         seen: How many of the ids stand for what the cache held before.
         prefix_in_ids: See :func:`widen`.
     """
-    padding = _padding_id(model)
-    own, layout = ids[:, seen:], columns.layout
+    layout, prefix = columns.layout, columns.prefix if prefix_in_ids else None
+    if layout is None and prefix is None:
+        return ids
+    own = ids[:, seen:] if seen else ids
     first = own[:, :1] if layout is None else layout.first(own)
-    empty = first if padding is None else torch.full_like(first, padding)
-    parts = [ids[:, :seen]]
-    if prefix_in_ids and columns.prefix is not None:
-        parts.append(torch.where(columns.prefix, first, empty))
-    if layout is not None:
-        own = layout.insert(
-            first.expand(-1, layout.slots) if layout.all_used else torch.where(layout.used, first, empty), own
-        )
-    return torch.cat([*parts, own], 1)
+    padding = None if columns.all_used else _padding_id(model)
+
+    def standing_for(used: Tensor) -> Tensor:
+        return first.expand(used.shape) if padding is None else torch.where(used, first, padding)
+
+    parts = [own if layout is None else layout.insert(standing_for(layout.used), own)]
+    if prefix is not None:
+        parts.insert(0, standing_for(prefix))
+    return torch.cat([ids[:, :seen], *parts], 1) if seen or prefix is not None else parts[0]
 
 
 def widen_embeds(embeds: Tensor, columns: Columns, values: Tensor | None, *, seen: int, prefix_in_ids: bool) -> Tensor:
@@ -310,12 +315,6 @@ def _check_length(length: int, more: int, sizes: PromptSizes) -> None:
 def _padding_id(model: nn.Module) -> int | None:
     found = getattr(getattr(model, "config", None), "pad_token_id", None)
     return found if isinstance(found, int) and found >= 0 else None
-
-
-def _is_causal(model: nn.Module, side: Side) -> bool:
-    can_generate = getattr(model, "can_generate", None)
-    encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    return side == DECODER or (not encoder_decoder and can_generate is not None and bool(can_generate()))
 
 
 # ------------------------------------------------------------------------------------------- what goes along

@@ -47,9 +47,9 @@ def write_prefix(cache: Any, prefix: Slots, sizes: PromptSizes, model: nn.Module
     rows, slots, _ = prefix.values.shape
     length = cache_length(cache)
     places = torch.arange(length, length + slots, device=prefix.values.device)
-    shape = rows, slots, sizes.num_layers, 2, sizes.num_key_value_heads, sizes.head_dim
-    layers = prefix.values.to(_dtype(model)).reshape(shape).permute(2, 3, 0, 4, 1, 5)
-    for number, (keys, values) in enumerate(layers):
+    shape = rows, slots, 2 * sizes.num_layers, sizes.num_key_value_heads, sizes.head_dim
+    both = prefix.values.to(_dtype(model)).reshape(shape).permute(2, 0, 3, 1, 4).unbind()
+    for number, (keys, values) in enumerate(zip(both[::2], both[1::2], strict=True)):
         own.update(keys, values, number, {"cache_position": places})
 
 
@@ -89,5 +89,14 @@ def _checkpoints(model: nn.Module) -> bool:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    found = getattr(model, "dtype", None)
-    return found if isinstance(found, torch.dtype) else torch.get_default_dtype()
+    """Return the dtype of a model's first floating-point parameter, torch's default if there is none."""
+    return _first_dtype(model) or torch.get_default_dtype()
+
+
+def _first_dtype(module: nn.Module) -> torch.dtype | None:
+    # Each call asks for it, and torch's own walk over parameters takes ten times as long to begin.
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter.dtype
+    children = (child for child in module._modules.values() if child is not None)
+    return next((found for child in children if (found := _first_dtype(child)) is not None), None)

@@ -114,7 +114,7 @@ class PromptedCall:
             return embedded
         start, window.start = window.start, None
         here = slice(start, start + embedded.shape[1])
-        times = len(embedded) // self.rows
+        times = embedded.shape[0] // self.rows
         if window.begins(start, embedded.shape[1]):
             slots = self.embeddings[side].repeated(times).values.to(embedded.dtype)
             return torch.cat([slots, embedded[:, slots.shape[1] :]], 1)
@@ -145,7 +145,7 @@ def make_call(
     """
     found: dict[str, list[tuple[Tensor | None, Tensor]]] = {}
     for index, encoders in groups:
-        batch = Batch(rows if index is None else len(index), _of_rows(arguments, index, rows))
+        batch = Batch(rows if index is None else index.shape[0], _of_rows(arguments, index, rows))
         for place, values in _made(encoders, batch).items():
             found.setdefault(place, []).append((index, values.to(device)))
     slots = {place: _stacked(pieces, rows) for place, pieces in found.items()}
@@ -153,10 +153,13 @@ def make_call(
     return PromptedCall(rows, slots, key_values, arguments=arguments)
 
 
-def _of_rows(arguments: Mapping[str, Any], index: Tensor | None, rows: int) -> dict[str, Any]:
+def _of_rows(arguments: Mapping[str, Any], index: Tensor | None, rows: int) -> Mapping[str, Any]:
+    if index is None:
+        return arguments
+
     def pick(value: Any) -> Any:
         by_row = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
-        return value if index is None or not by_row else value[index.to(value.device)]
+        return value[index.to(value.device)] if by_row else value
 
     return {name: pick(value) for name, value in arguments.items()}
 
@@ -171,7 +174,7 @@ def _made(encoders: Sequence[PromptEncoder], batch: Batch) -> dict[str, Tensor]:
                 made.setdefault(side, []).append(part)
         if key_values is not None:
             made.setdefault("key_values", []).append(_by_row(key_values, batch.rows))
-    return {place: torch.cat(parts, 1) for place, parts in made.items()}
+    return {place: parts[0] if len(parts) == 1 else torch.cat(parts, 1) for place, parts in made.items()}
 
 
 def _by_row(values: Tensor, rows: int) -> Tensor:
@@ -190,11 +193,11 @@ def _by_side(encoder: PromptEncoder, embeddings: Tensor) -> dict[Side, Tensor]:
 
 def _stacked(pieces: Sequence[tuple[Tensor | None, Tensor]], rows: int) -> Slots:
     """Put the rows of all groups together, shorter ones padded in front; rows of no group have no virtual token."""
-    slots = max(values.shape[1] for _, values in pieces)
     index, first = pieces[0]
     if index is None or (len(pieces) == 1 and len(index) == rows):
         ordered = first if index is None else first[index.argsort()]
-        return Slots(ordered, first.new_ones(rows, slots, dtype=torch.bool), all_used=True)
+        return Slots(ordered, first.new_ones(rows, first.shape[1], dtype=torch.bool), all_used=True)
+    slots = max(values.shape[1] for _, values in pieces)
     values = first.new_zeros(rows, slots, first.shape[2])
     used = first.new_zeros(rows, slots, dtype=torch.bool)
     for index, own in pieces:

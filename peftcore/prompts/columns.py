@@ -18,11 +18,13 @@ class Columns:
         past: How many places the cache held before there was any virtual token.
         prefix: Which places of the prefix are used, ``[rows, slots]``, bool; None without one.
         layout: Where virtual embeddings stand among the tokens; None without any.
+        all_used: Whether every slot is known to be used; asking the tensors would wait for their device.
     """
 
     past: int = 0
     prefix: Tensor | None = None
     layout: Layout | None = None
+    all_used: bool = False
 
     @property
     def slots(self) -> int:
@@ -43,12 +45,12 @@ class Columns:
     def is_full(self) -> bool:
         """Whether every slot is used."""
         parts = [self.prefix, None if self.layout is None else self.layout.used]
-        return all(bool(part.all()) for part in parts if part is not None)
+        return self.all_used or all(bool(part.all()) for part in parts if part is not None)
 
     def shifts_rows(self) -> bool:
         """Whether tokens of some rows stand further from the beginning than they would alone."""
         front = None if self.layout is None or self.layout.empty_at_end else self.layout.used
-        return any(not bool(part.all()) for part in (self.prefix, front) if part is not None)
+        return not self.all_used and any(not bool(part.all()) for part in (self.prefix, front) if part is not None)
 
     def widen(self, mask: Tensor) -> Tensor:
         """Return a mask of the tokens ``[rows, past + length]``, with columns for the virtual ones."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import dataclasses
+import enum
+import functools
+from typing import Any, ClassVar, Literal
 
 from peftcore.config import PeftConfig, option
 
@@ -30,8 +33,34 @@ class PromptConfig(PeftConfig):
         extension=True,
     )
 
+    def _settle_types(self) -> None:
+        super()._settle_types()
+        for name, members in _enumerations(type(self)):  # type: ignore[arg-type]  # a class has a hash
+            if isinstance(given := getattr(self, name), str) and given in members:
+                setattr(self, name, members[given])
+
     def validate(self) -> None:
         """Check the fields, and that the number of virtual tokens is given."""
         super().validate()
-        if self.num_virtual_tokens is None:
-            self.refuse("num_virtual_tokens", "has to be given")
+        self.require("num_virtual_tokens")
+
+    def require(self, *names: str, because: str = "") -> None:
+        """Refuse options that are not given, or empty.
+
+        Args:
+            *names: The options.
+            because: How the sentence "… has to be given" ends.
+
+        Raises:
+            ConfigError: One is None or empty.
+        """
+        for name in names:
+            if getattr(self, name) in (None, "", []):
+                self.refuse(name, f"has to be given{because}")
+
+
+@functools.cache
+def _enumerations(config_cls: Any) -> tuple[tuple[str, Any], ...]:
+    """Return the options whose default is a member of an enumeration, each with all members by name."""
+    defaults = ((field.name, field.default) for field in dataclasses.fields(config_cls))
+    return tuple((name, type(default).__members__) for name, default in defaults if isinstance(default, enum.Enum))

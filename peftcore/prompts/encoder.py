@@ -79,6 +79,17 @@ class PromptEncoder(nn.Module):
             "num_transformer_submodules": 2 if sizes.is_encoder_decoder else 1,
         }
 
+    @classmethod
+    def table_shape(cls, config: PromptConfig) -> tuple[int, int]:
+        """Return the shape of a table of all virtual tokens, ``[tokens, dim]`` or that of their keys and values.
+
+        For an encoder-decoder model there are ``2 · tokens`` embeddings, or as ``num_transformer_submodules`` says.
+        """
+        tokens, dim = config.num_virtual_tokens or 0, config.token_dim or 0
+        if cls.makes_prefix():
+            return tokens, (config.num_layers or 0) * 2 * dim
+        return tokens * (config.num_transformer_submodules or 1), dim
+
     def embeddings(self, batch: Batch) -> Tensor | None:
         """Return virtual tokens that go in front of the input embeddings, ``[tokens, dim]`` or ``[rows, tokens, dim]``.
 
@@ -181,7 +192,7 @@ class PromptTable(PromptEncoder):
         """Return the table, if a network makes it."""
         if self.prompt_encoder is None:
             return {}
-        with _as_in_use(self.prompt_encoder):
+        with as_in_use(self.prompt_encoder):
             return {"prompt_embeddings": self.prompt_encoder()}
 
     def settle_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -212,8 +223,8 @@ class PromptTable(PromptEncoder):
 
 
 @contextmanager
-def _as_in_use(network: nn.Module) -> Iterator[None]:
-    """Let a network compute as it does in use: without dropout, and in its own dtype."""
+def as_in_use(network: nn.Module) -> Iterator[None]:
+    """Let a network compute in this block as it does in use: without dropout, and in its own dtype."""
     modes = [(module, module.training) for module in network.modules()]
     device = next(network.parameters()).device.type
     try:

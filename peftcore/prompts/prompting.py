@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from peftcore.call_state import CallState
@@ -102,21 +101,18 @@ class Prompting(nn.Module):
     def _call(
         self, active: Sequence[str], arguments: Mapping[str, Any], declared: Mapping[str, Any]
     ) -> PromptedCall | None:
-        if not self.call_state.enabled or self.call_state.prompted is not None:
+        state = self.call_state
+        acting = self._acting(active)
+        if not state.enabled or state.prompted is not None or (state.rows is None and not acting):
             return None
-        rows, device = rows_of(arguments) if self.call_state.rows or self._acting(active) else (0, None)
-        groups = list(self._groups(active, rows, device))
-        if self.call_state.rows is not None and arguments.get("labels") is not None:
-            _check_losses(groups)
-        return make_call(groups, rows, device, declared) if groups and device is not None else None
-
-    def _groups(self, active: Sequence[str], rows: int, device: torch.device | None) -> Iterable[Assignment]:
-        if self.call_state.rows is None:
-            acting = self._acting(active)
-            return [(None, acting)] if acting else []
-        assert device is not None
-        groups = self.call_state.rows.groups(rows, device)
-        return [(group.index, [self._modules[group.name]]) for group in groups if group.name in self._modules]
+        rows, device = rows_of(arguments)
+        groups: list[Assignment] = [(None, acting)]
+        if state.rows is not None:
+            asked = state.rows.groups(rows, device)
+            groups = [(group.index, [self._modules[group.name]]) for group in asked if group.name in self._modules]
+            if arguments.get("labels") is not None:
+                _check_losses(groups)
+        return make_call(groups, rows, device, declared) if groups else None
 
     def _acting(self, active: Sequence[str]) -> list[PromptEncoder]:
         return [self._modules[name] for name in active if name in self._modules]

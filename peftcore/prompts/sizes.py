@@ -26,6 +26,7 @@ class PromptSizes:
         positions_from: The id of the padding, if positions are counted over the other ids, as in RoBERTa.
         positions_from_mask: Whether the model counts positions over what a mask shows by itself, as OPT does.
         is_encoder_decoder: Whether the model has both.
+        is_causal: Whether it is a decoder alone, whose tokens see only those before them.
     """
 
     token_dim: int
@@ -37,6 +38,7 @@ class PromptSizes:
     positions_from: int | None
     positions_from_mask: bool
     is_encoder_decoder: bool
+    is_causal: bool
 
 
 def input_embedding(model: nn.Module) -> nn.Module:
@@ -74,6 +76,8 @@ def prompt_sizes(model: nn.Module) -> PromptSizes:
         groups = getattr(config, "num_kv_heads", 1) if getattr(config, "new_decoder_architecture", False) else 1
     head_dim = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width // heads
     table = getattr(unwrap(input_embedding(model)), "weight", None)
+    tables = _position_tables(model)
+    paddings = (getattr(module, "padding_idx", None) for module in tables["position_embeddings"])
     return PromptSizes(
         token_dim=width if table is None else table.shape[-1],
         num_layers=layers,
@@ -81,9 +85,10 @@ def prompt_sizes(model: nn.Module) -> PromptSizes:
         num_key_value_heads=groups,
         head_dim=head_dim,
         positions=_positions(config),
-        positions_from=_positions_from(model),
-        positions_from_mask=_positions_from_mask(model),
+        positions_from=next((found for found in paddings if found is not None), None),
+        positions_from_mask=any(map(_counts_over_mask, tables["embed_positions"])),
         is_encoder_decoder=encoder_decoder,
+        is_causal=not encoder_decoder and _generates(model),
     )
 
 
@@ -111,11 +116,27 @@ def _positions(config: Any) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _positions_from(model: nn.Module) -> int | None:
-    tables = (unwrap(module) for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    return next((found for table in tables if (found := getattr(table, "padding_idx", None)) is not None), None)
+def _position_tables(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the modules that embed positions, by the usual ends of their names, in one walk over the model."""
+    found: dict[str, list[nn.Module]] = {"position_embeddings": [], "embed_positions": []}
+    seen = {model}
+    waiting = [model]
+    while waiting:  # torch's own walk makes a dotted name for every module, which takes several times as long
+        for name, child in waiting.pop()._modules.items():
+            if child is None or child in seen:
+                continue
+            seen.add(child)
+            waiting.append(child)
+            for end in found:
+                if name.endswith(end):
+                    found[end].append(unwrap(child))
+    return found
 
 
-def _positions_from_mask(model: nn.Module) -> bool:
-    tables = (unwrap(module) for name, module in model.named_modules() if name.endswith("embed_positions"))
-    return any("attention_mask" in inspect.signature(table.forward).parameters for table in tables)
+def _counts_over_mask(table: nn.Module) -> bool:
+    return "attention_mask" in inspect.signature(table.forward).parameters
+
+
+def _generates(model: nn.Module) -> bool:
+    can_generate = getattr(model, "can_generate", None)
+    return can_generate is not None and bool(can_generate())

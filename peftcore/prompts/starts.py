@@ -25,7 +25,7 @@ def embedded(model: nn.Module, ids: Tensor) -> Tensor:
     assert isinstance(table, Tensor), "an embedding has a table"
     if ids.is_meta or table.is_meta:
         return table.new_empty(len(ids), table.shape[-1], device="meta")
-    foreign = sorted({int(token) for token in ids if not 0 <= token < len(table)})
+    foreign = sorted({token for token in ids.tolist() if not 0 <= token < len(table)})
     if foreign:
         raise ConfigError(f"Token ids {foreign} are not in the model's vocabulary, which has {len(table)} tokens.")
     return words(ids.to(table.device)).detach().clone()

@@ -17,6 +17,7 @@ from peftcore.method import PeftMethod
 from peftcore.prompts.arguments import takes
 from peftcore.prompts.config import PromptConfig
 from peftcore.prompts.encoder import PromptEncoder
+from peftcore.prompts.prompting import Prompting
 from peftcore.prompts.sites import backbone_of
 from peftcore.prompts.sizes import PromptSizes, input_embedding, prompt_sizes
 from peftcore.registry import registry
@@ -136,6 +137,14 @@ def _completed(config: PromptConfig, sizes: PromptSizes, encoder_cls: type[Promp
     if sizes.positions is not None and number >= sizes.positions:
         config.refuse("num_virtual_tokens", f"is {number}, and the model has {sizes.positions} positions in all")
     return completed
+
+
+def join(tuner: Tuner, others: Prompting | None, call_state: CallState) -> Prompting:
+    """Let an adapter that changes inputs take part in its model's calls; the first one makes what it takes part in."""
+    assert isinstance(tuner, PromptTuner), "no other tuner changes inputs"
+    prompting = others or Prompting(tuner.model, call_state)
+    prompting.add(tuner.name, tuner.encoder)
+    return prompting
 
 
 registry.prompt_tuner_cls = PromptTuner

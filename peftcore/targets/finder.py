@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from torch import nn
@@ -55,8 +54,9 @@ def find_targets(
     if matcher.asks_nothing:
         raise _no_targets(inventory, head, adapt)
     search = _Search(matcher, adapt)
+    left_alone = head if matcher.takes_all else None
     for places in inventory:
-        if not (matcher.takes_all and places[0].module is head):
+        if places[0].module is not left_alone:
             search.consider(places)
     found = [match.path for match in search.matched]
     failures = Failures(matcher, inventory.paths(), found, search.met, search.excluding, search.indices)
@@ -101,7 +101,6 @@ def find_parameters(model: nn.Module, names: Sequence[str], unwrap: Unwrap = _it
     return ParameterReport(tuple(matched), unmatched=unmatched, unsupported=tuple(unsupported), may_be_empty=not names)
 
 
-@dataclass
 class _Search(Generic[L]):
     """What the walk has found so far.
 
@@ -113,14 +112,15 @@ class _Search(Generic[L]):
         left: What is asked for and can't be adapted.
     """
 
-    matcher: ModuleMatcher
-    adapt: Callable[[nn.Module], L | None]
-    matched: list[Match[L]] = field(default_factory=list)
-    left: list[tuple[Place, Reading]] = field(default_factory=list)
-    met: set[str] = field(default_factory=set)
-    adapted: set[str] = field(default_factory=set)
-    excluding: set[str] = field(default_factory=set)
-    indices: set[int] = field(default_factory=set)
+    def __init__(self, matcher: ModuleMatcher, adapt: Callable[[nn.Module], L | None]) -> None:
+        self.matcher = matcher
+        self.adapt = adapt
+        self.matched: list[Match[L]] = []
+        self.left: list[tuple[Place, Reading]] = []
+        self.met: set[str] = set()
+        self.adapted: set[str] = set()
+        self.excluding: set[str] = set()
+        self.indices: set[int] = set()
 
     def consider(self, places: list[Place]) -> None:
         """Read what is asked of a module, and look at it if something is."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from peftcore import LayerConfig, option
 from peftcore.adapters.orthogonal import (
+    BlockConfig,
     OrthogonalTransform,
     block_layout,
     cayley,
@@ -144,6 +145,33 @@ def test_blocks_of_one_feature_are_refused():
 def test_number_and_size_exclude_each_other(both):
     with pytest.raises(ConfigError, match="either it or size"):
         check_blocks(CutConfig(**both), "number", "size")
+
+
+class BlocksConfig(BlockConfig, method="blocks"):
+    count_field, size_field = "number", "size"
+
+    number: int = option(0, "Number of blocks.")
+    size: int = option(2, "Their size.")
+
+
+@pytest.mark.parametrize("both", [{"number": 2, "size": 3}, {"size": 0}])
+def test_a_config_of_blocks_checks_its_two_fields(both):
+    assert (BlocksConfig().size, BlocksConfig(number=3, size=0).number) == (2, 3)
+    with pytest.raises(ConfigError, match=r"BlocksConfig\.number: give either it or size"):
+        BlocksConfig(**both)
+
+
+class ScaledCut(CutAdapter):
+    def turned_weight(self, weight, factors):
+        return 2 * super().turned_weight(weight, factors)
+
+
+def test_what_is_done_beside_turning_is_done_in_merged_weights_and_in_calls():
+    adapter = ScaledCut(adapt(nn.Conv1d(2, 4, 3)), CutConfig(size=3))
+    weight = adapter.base.weight()
+    turned = weight.reshape(4, 6) @ torch.block_diag(*adapter.factors())
+    for changed in (adapter.transform(weight), adapter.transform_in_call(weight)):
+        same(changed.reshape(4, 6), 2 * turned)
 
 
 @pytest.mark.parametrize("terms", range(1, 9))

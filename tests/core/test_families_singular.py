@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from peftcore.adapters.singular import SingularParts, decomposed, exact_parts, squared_parts, wide_matrix
+from peftcore.adapters.singular import (
+    SingularParts,
+    careful_parts,
+    decomposed,
+    exact_parts,
+    squared_parts,
+    wide_matrix,
+)
 from peftcore.base_layers import ParameterLayer, adapt
 
 
@@ -115,3 +122,32 @@ def test_nothing_is_computed_on_the_meta_device(how):
     assert all(part.is_meta for part in parts)
     assert [tuple(part.shape) for part in parts] == [(3, 4, 2), (3, 2), (3, 2, 6)]
     assert isinstance(parts, SingularParts)
+
+
+def spectrum(*values, out=12, into=9):
+    """Return a weight with these singular values, and zeros."""
+    generator = torch.Generator().manual_seed(3)
+    u, _ = torch.linalg.qr(torch.randn(out, len(values), generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(into, len(values), generator=generator, dtype=torch.float64))
+    return u * torch.tensor(values, dtype=torch.float64) @ v.T
+
+
+WEIGHTS = {
+    "falls slowly": spectrum(*[1 / n for n in range(1, 10)]),
+    "falls fast": spectrum(*[4.0**-n for n in range(9)]),
+    "falls faster than squares can tell": spectrum(*[30.0**-n for n in range(9)]),
+    "has directions of no strength": spectrum(3.0, 2.0, 1.0),
+    "is zero": torch.zeros(12, 9, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_careful_parts_are_right_whatever_the_spectrum(weight, transposed):
+    weight = weight.T if transposed else weight
+    u, s, v = careful_parts(weight)
+    identity = torch.eye(9, dtype=torch.float64)
+    torch.testing.assert_close(u * s @ v, weight, atol=1e-12, rtol=0)
+    torch.testing.assert_close(u.T @ u, identity, atol=1e-7, rtol=0)
+    torch.testing.assert_close(v @ v.T, identity, atol=1e-7, rtol=0)
+    torch.testing.assert_close(s, torch.linalg.svdvals(weight), atol=1e-12, rtol=1e-6)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftcore.adapters.sparse_product import SparseProduct, order_of
+from peftcore.adapters.sparse_product import Pattern, SparseProduct, sparse_product
 
 
 def drawn(size, width, share, dtype=torch.float64):
@@ -22,7 +22,7 @@ def test_it_is_the_product(size, width, share, transposed):
     outer = torch.randn_like(x)
 
     def product(values, x):
-        return SparseProduct.apply(values, x, indices, *order_of(indices, size), transposed)
+        return SparseProduct.apply(values, x, *Pattern.of(indices, (size, size)), transposed)
 
     def expected(values, x):
         dense = values.new_zeros(size, size).index_put(tuple(indices), values)
@@ -39,16 +39,16 @@ def test_it_is_the_product(size, width, share, transposed):
 def test_what_is_frozen_gets_no_gradient(frozen):
     indices, *operands = drawn(5, 3, 0.4, torch.float32)
     operands[frozen].requires_grad_(False)
-    SparseProduct.apply(*operands, indices, *order_of(indices, 5), False).square().sum().backward()
+    sparse_product(*operands, Pattern.of(indices, (5, 5))).square().sum().backward()
     assert operands[frozen].grad is None
     assert operands[1 - frozen].grad.any()
 
 
 def test_any_layout_of_the_columns_will_do():
     indices, values, x = drawn(6, 4, 0.5)
-    order = order_of(indices, 6)
+    pattern = Pattern.of(indices, (6, 6))
     rows = x.detach().T.contiguous().requires_grad_()
-    results = [SparseProduct.apply(values, columns, indices, *order, False) for columns in (x, rows.T)]
+    results = [sparse_product(values, columns, pattern) for columns in (x, rows.T)]
     torch.testing.assert_close(*results)
     weights = torch.randn(4, 6, dtype=torch.float64).T  # a gradient that is not contiguous either
     of_x, of_rows = (torch.autograd.grad((r * weights).sum(), i)[0] for r, i in zip(results, (x, rows), strict=True))

@@ -79,7 +79,14 @@ def test_factors_are_dropped_in_training_alone(training):
         assert (run_with_formed_deltas(base, [delta], torch.ones(20, 6)) is None) == (drops and training)
 
 
-@pytest.mark.parametrize("own", [ByInput, Entered, Biased])
+@pytest.mark.parametrize("bias", [True, False])
+def test_changes_of_the_bias_act_too(bias):
+    base, x = linear(bias=bias), torch.randn(20, 6)
+    deltas = [Biased(base), Whole(base), Biased(base)]
+    torch.testing.assert_close(run_with_formed_deltas(base, deltas, x), step_by_step(base, deltas, x))
+
+
+@pytest.mark.parametrize("own", [ByInput, Entered])
 def test_a_delta_that_acts_in_its_own_way_does_so(own):
     base = linear()
     assert run_with_formed_deltas(base, [own(base)], torch.ones(20, 6)) is None

@@ -6,9 +6,12 @@ from torch import nn
 
 from peftcore.adapters.base import Adapter
 from peftcore.adapters.delta import ThinFactors, WeightDelta
+from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.base_layers import adapt
 from peftcore.config import LayerConfig
 from peftcore.merging import MergedWeight
+
+from ..base_layers.test_writing import Largest
 
 SIZE = 64
 
@@ -126,3 +129,43 @@ def test_a_weight_that_stays_is_not_written():
     assert torch.equal(base.layer.bias, bias)
     assert torch.equal(base.layer.weight, weight)
     assert (base.layer.weight.data_ptr(), base.layer.weight._version) == (where, version)
+
+
+class Apart(LowRankDelta):
+    """Acts in a way of its own in a call."""
+
+    def __init__(self, base):
+        super().__init__(base, LayerConfig())
+        self.a, self.b = (nn.Parameter(torch.randn(shape)) for shape in ((3, base.in_features), (base.out_features, 3)))
+
+    def factors(self):
+        return self.a, self.b
+
+    def delta_forward(self, x):
+        raise AssertionError("It is not called.")
+
+
+class Formed(Apart):
+    def delta_weight(self):
+        return super().delta_weight() * 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "largest"), [(nn.Linear(8, 6), 0), (nn.Embedding(8, 6), 0), (nn.Conv1d(8, 6, 1), 48)]
+)
+def test_a_matrix_is_not_formed_for_a_product_however_it_acts_in_a_call(layer, largest):
+    base = adapt(layer.requires_grad_(False))
+    before, part, merging = base.weight().detach().clone(), Apart(base), MergedWeight(base)
+    with Largest() as made:
+        merging.merge((), [part])
+    assert made.entries == largest
+    torch.testing.assert_close(base.weight(), before + (part.b @ part.a).reshape(before.shape))
+    merging.unmerge([part])
+    torch.testing.assert_close(base.weight(), before)
+
+
+def test_what_is_more_than_a_product_is_formed():
+    base = linear()
+    before, part = base.weight().detach().clone(), Formed(base)
+    MergedWeight(base).merge((), [part])
+    torch.testing.assert_close(base.weight(), before + 2 * part.b @ part.a)

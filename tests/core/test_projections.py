@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from peftcore.adapters.projections import ProjectionConfig, Projections
+from peftcore.adapters.projections import (
+    Chain,
+    PairConfig,
+    ProjectedDelta,
+    ProjectionConfig,
+    ProjectionPair,
+    Projections,
+    ScaledDelta,
+)
 from peftcore.base_layers import adapt
 
 
@@ -37,3 +45,68 @@ def test_files_hold_them_if_asked_and_they_never_train(saved):
     drawn = Drawn(DrawnConfig(save_projection=saved), BASES)
     assert ("drawn_P" in drawn.state_dict()) == saved
     assert not list(drawn.parameters())
+
+
+class AroundConfig(PairConfig, method="around"):
+    pass
+
+
+class AroundAdapter(ProjectedDelta):
+    def __init__(self, base, config, shared):
+        super().__init__(base, config, shared)
+        self.around_outer, self.around_inner = self.scales(config)
+
+    def chain(self):
+        a, b = self.projections()
+        return Chain(a, self.around_inner, b, self.around_outer)
+
+
+class Bare(ScaledDelta):
+    """Nothing scales its outputs."""
+
+    def chain(self):
+        out, into = self.base.matrix_shape
+        return Chain(torch.ones(2, into), torch.tensor([2.0, 3.0]), torch.ones(out, 2))
+
+
+def around(layer, **options):
+    base = adapt(layer)
+    config = AroundConfig(r=2, **options)
+    return AroundAdapter(base, config, ProjectionPair(config, [base]))
+
+
+INPUTS = {
+    nn.Linear(6, 4): torch.randn(3, 6),
+    nn.Embedding(9, 5): torch.tensor([[1, 8, 0]]),
+    nn.Conv2d(2, 4, 3): torch.randn(2, 2, 5, 5),
+    nn.Conv1d(4, 6, 3, groups=2): torch.randn(2, 4, 5),
+}
+
+
+@pytest.mark.parametrize("layer", INPUTS, ids=repr)
+def test_scaled_features_are_those_of_the_scaled_matrices(layer):
+    adapter = around(layer, init_weights=False)
+    torch.nn.init.normal_(adapter.around_outer)
+    a, b = adapter.projections()
+    expected = adapter.around_outer.diag() @ b @ adapter.around_inner.diag() @ a
+    torch.testing.assert_close(adapter.delta_weight(), expected)
+    effect = adapter.base.apply(expected.reshape(adapter.base.weight_shape), INPUTS[layer])
+    torch.testing.assert_close(adapter.delta_forward(INPUTS[layer]), effect)
+
+
+def test_outputs_need_no_scales():
+    adapter = Bare(adapt(nn.Linear(6, 4)), AroundConfig())
+    torch.testing.assert_close(adapter.delta_weight(), torch.full((4, 6), 5.0))
+    torch.testing.assert_close(adapter.delta_forward(torch.ones(1, 6)), torch.full((1, 4), 30.0))
+
+
+def test_features_are_scaled_rather_than_matrices(monkeypatch):
+    adapter = around(nn.Linear(6, 4))
+    monkeypatch.setattr(adapter, "factors", lambda: pytest.fail("matrices were scaled"))
+    adapter.delta_forward(torch.randn(3, 6))
+
+
+def test_scales_start_so_that_nothing_changes_or_at_random():
+    still, moved = around(nn.Linear(6, 4), d_initial=0.3), around(nn.Linear(6, 4), init_weights=False)
+    assert not still.around_outer.any() and (still.around_inner == 0.3).all()
+    assert (moved.around_outer == 1).all() and moved.around_inner.unique().numel() == 2

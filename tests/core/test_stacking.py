@@ -282,6 +282,32 @@ def test_the_same_adapters_under_other_names(model):
     same(mixed(model, names=names), row_by_row(model, X, names))
 
 
+def on(*layers):
+    return ThinConfig(target_modules=list(layers))
+
+
+def test_an_adapter_that_comes_to_a_layer_later_acts():
+    model = get_peft_model(nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 6)), on("0", "1"), "a")
+    model.add_adapter("b", on("0", "1"))
+    model.add_adapter("c", on("0"))
+    before = mixed(model.eval())
+    model.delete_adapter("c")
+    model.add_adapter("c", on("1"))
+    after = mixed(model.eval())
+    differs(after, before)
+    torch.testing.assert_close(after, row_by_row(model, X, NAMES), atol=1e-6, rtol=1e-6)
+
+
+def test_factors_are_not_asked_for_again_while_nothing_changes(monkeypatch):
+    model = adapted([thin(2), thin(2), thin(3)])
+    before, asked_for = mixed(model), []
+    monkeypatch.setattr(ThinAdapter, "thin_factors", lambda self: asked_for.append(self))
+    with torch.no_grad():
+        same(model(X, adapter_names=NAMES), before)
+        same(model(X[[1, 0, 2, 3]], adapter_names=["a", "c", "b", "a"]), before[[1, 0, 2, 3]])
+    assert not asked_for
+
+
 def test_merging_and_unmerging_between(model):
     before = mixed(model)
     model.set_adapter("a")

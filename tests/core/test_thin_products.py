@@ -315,3 +315,17 @@ def test_a_dropout_that_was_put_into_training_alone_drops(dtype, adapter_dtype):
     assert torch.equal(layer(x), layer(x))
     layer.adapters["default"].dropout.train()
     assert not torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize(("dtype", "adapter_dtype"), DTYPES, ids=["fp32", "bf16", "mixed"])
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 6), (2, 20, 6)], ids=str)
+def test_what_follows_may_write_to_the_output(dtype, adapter_dtype, shape):
+    layer = adapted(nn.Linear(6, 5), dtype, adapter_dtype)
+    x = torch.randn(shape, dtype=dtype)
+
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    output, expected = layer(ours).relu_(), step_by_step(layer)(theirs).relu()
+    torch.testing.assert_close(output, expected, **tolerance(dtype))
+    output.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, **tolerance(dtype))

@@ -117,3 +117,7 @@ def test_columns_are_the_cache_s_then_the_prefix_s_then_those_of_the_tokens(past
     inserted = columns.inserted(widened.shape[1], len(ids), ids.device)
     assert widened[~inserted].reshape(len(ids), -1).tolist() == torch.cat([before, ids], 1).tolist()
     assert columns.is_full() == bool(prefix.all() and layout.used.all())
+    known = Columns(past, prefix, layout, all_used=columns.is_full())
+    assert known.is_full() == columns.is_full()
+    shifted = not prefix.all() or (not layout.empty_at_end and not layout.used.all())
+    assert known.shifts_rows() == columns.shifts_rows() == shifted

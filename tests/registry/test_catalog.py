@@ -42,6 +42,15 @@ def catalog_of(*entry_points, disabled=""):
     return Catalog(lambda: entry_points, {room.DISABLED_VARIABLE: disabled})
 
 
+def test_claims_of_one_plugin_agree_in_distribution_and_object():
+    one, sibling = Claim(entry_point("one")), Claim(entry_point("sibling"))
+    assert one.is_of(sibling)
+    assert not one.is_of(Claim(entry_point("one", distribution="fake-two")))
+    FakeDistribution.reads = 0
+    assert not Claim(entry_point("one")).is_of(Claim(entry_point("one", value="another.module")))
+    assert FakeDistribution.reads == 0  # as there may be many plugins, and reading takes long
+
+
 def test_sorts_entry_points_by_group_and_passes_over_foreign_ones():
     listing = list_plugins(
         [

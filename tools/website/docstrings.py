@@ -68,3 +68,8 @@ class Docstrings(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
+
+    def on_alias_instance(self, *, alias: griffe.Alias, **kwargs: Any) -> None:
+        """Lets names that :mod:`peftcore.public` imports for type checkers alone count as the package's names."""
+        if alias.parent is not None and alias.parent.path == "peftcore.public":
+            alias.runtime = True

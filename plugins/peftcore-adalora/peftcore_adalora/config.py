@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import Self
 
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.allocation import falling
+from peftcore.config import LayerConfig, input_dropout_option, layout_option, option
 
 #: What a name in ``rank_pattern`` ends in, behind the layer's path.
 OF_LAYER = ".lora_E"
@@ -41,7 +42,7 @@ class AdaLoraConfig(LayerConfig, method="adalora"):
     beta2: float = option(0.85, "How much of its mean uncertainty a step keeps.", above=0, below=1)
     orth_reg_weight: float = option(0.5, "Weight of the orthogonality loss.", at_least=0)
     lora_alpha: float = option(8, "Numerator of the scaling.", pattern="alpha_pattern")
-    lora_dropout: float = dropout_option("an entry of the input is dropped")
+    lora_dropout: float = input_dropout_option()
     use_rslora: bool = option(False, "Divide lora_alpha by the square root of init_r instead of init_r.")
     init_lora_weights: bool | Literal["gaussian"] = option(
         True, "Start with E zero, so that the model is as it was, and A and B normal; False is for tests."
@@ -90,13 +91,12 @@ class AdaLoraConfig(LayerConfig, method="adalora"):
         kept = (self.rank_pattern or {}).get(path + OF_LAYER)
         return special if kept is None else special.unchecked_copy(kept_rank=sum(kept))
 
+    @property
+    def last_allocation(self) -> int:
+        """The step from which on ranks stay what they are."""
+        assert self.total_step is not None
+        return self.total_step - self.tfinal
+
     def budget(self, step: int) -> float:
         """Return the mean rank that layers may have after a step: init_r, then falling as a cube to target_r."""
-        assert self.total_step is not None
-        last = self.total_step - self.tfinal
-        if step <= self.tinit:
-            return self.init_r
-        if step >= last:
-            return self.target_r
-        left = 1 - (step - self.tinit) / (last - self.tinit)
-        return self.target_r + (self.init_r - self.target_r) * left**3
+        return falling(step, self.tinit, self.last_allocation, self.init_r, self.target_r)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import ThinFactors
 from peftcore.adapters.low_rank import LowRankDelta
+from peftcore.allocation import AllocatedAdapter, Importance
 from peftcore.base_layers import BaseLayer
 from peftcore_adamss.config import AdamssConfig
 from peftcore_adamss.subspaces import find_subspaces
 
 
-class AdamssAdapter(LowRankDelta):
+class AdamssAdapter(AllocatedAdapter, LowRankDelta):
     """Adaptive multi-subspace adaptation of one layer (https://openreview.net/forum?id=8ZdWmpYxT0).
 
     Δ of the outputs of a cluster k is Bₖ · Aₖ · V, where V are the leading right singular vectors of the frozen weight.
@@ -47,11 +50,6 @@ class AdamssAdapter(LowRankDelta):
         self.adamss_A = nn.ParameterList(found.directions)
         self.adamss_B = nn.ParameterList(starts)
 
-    @classmethod
-    def can_adapt(cls, base: BaseLayer) -> bool:
-        """Whether the layer has one weight; stacked experts have several, whose clusters differ in size."""
-        return super().can_adapt(base) and base.stack == 1
-
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the Aₖ · V one above the other, and the Bₖ on the diagonal, in the order of the outputs."""
         a, b = self._factors()
@@ -80,12 +78,27 @@ class AdamssAdapter(LowRankDelta):
         a, b = self._factors()
         return b @ a[:, -1]
 
-    def freeze(self, cluster: int) -> None:
-        """Let a cluster stay as it is from now on."""
-        self.frozen.add(cluster)
-        for parameter in (self.adamss_A[cluster], self.adamss_B[cluster]):
-            parameter.requires_grad_(False)
-            parameter.grad = None
+    # --------------------------------------------------------------------------------------- its clusters
+
+    def scores(self, importance: Importance) -> Tensor:
+        """Return each cluster's importance, ``[clusters]``: the means over Aₖ and Bₖ; of frozen ones, below all."""
+        means = [
+            importance.of(f"adamss_A.{cluster}").mean() + importance.of(f"adamss_B.{cluster}").mean()
+            for cluster in range(len(self.adamss_A))
+        ]
+        return torch.stack(means).index_fill(0, torch.tensor(sorted(self.frozen), dtype=torch.long), -1.0)
+
+    def keep(self, kept: Tensor) -> None:
+        """Freeze the clusters that are not kept, ``[clusters]``."""
+        self.freeze((~kept).nonzero().flatten().tolist())
+
+    def freeze(self, clusters: Iterable[int]) -> None:
+        """Let clusters stay as they are from now on."""
+        self.frozen.update(clusters)
+        for cluster in self.frozen:
+            for parameter in (self.adamss_A[cluster], self.adamss_B[cluster]):
+                parameter.requires_grad_(False)
+                parameter.grad = None
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={len(self.adamss_newB)}, clusters={len(self.adamss_A)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from peftcore.allocation import falling
 from peftcore.config import LayerConfig, option
 
 
@@ -64,6 +65,5 @@ class AdamssConfig(LayerConfig, method="adamss"):
             step: Not before ``init_warmup``.
             total: How many clusters all layers have together.
         """
-        left = 1 - (step - self.init_warmup) / (self.final_warmup - self.init_warmup)
-        target = self.asa_target_subspaces
-        return target if left <= 0 else int(target + (total - target) * left**self.asa_schedule_exponent)
+        end, exponent = self.asa_target_subspaces, self.asa_schedule_exponent
+        return int(falling(step, self.init_warmup, self.final_warmup, total, end, exponent))

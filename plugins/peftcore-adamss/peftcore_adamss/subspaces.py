@@ -41,8 +41,11 @@ def find_subspaces(base: BaseLayer, bias: Tensor | None, config: AdamssConfig) -
     """
     out, into = base.matrix_shape
     columns = into if bias is None else into + 1
-    r, number = fitted_rank(base, min(out, columns), config), number_of_clusters(base, config)
-    weight = base.weight().detach()
+    _check(config, "subspace_rank", config.subspace_rank, min(out, columns), f"singular values of a {base}")
+    if not config.inference_mode:  # HF PEFT makes fewer clusters then, so its files do load
+        _check(config, "num_subspaces", config.num_subspaces, out, f"outputs of a {base}")
+    r, number = min(config.r, out, columns), min(config.num_subspaces, out)
+    weight, device = base.weight().detach(), base.device
     if weight.is_meta or torch.empty(0).is_meta:
         outputs = list(torch.arange(out).tensor_split(number))
         directions = [torch.empty(min(config.subspace_rank, len(part)), r, device="meta") for part in outputs]
@@ -51,14 +54,21 @@ def find_subspaces(base: BaseLayer, bias: Tensor | None, config: AdamssConfig) -
     framed = weight if bias is None else torch.cat([weight, bias.detach().unsqueeze(1)], 1)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.random_seed)
-        left, _, right = torch.svd_lowrank(framed.to("cpu", torch.float32), q=r, niter=2)
+        basis, outputs, directions = _decomposed(framed.to("cpu", torch.float32), r, number, config)
+    alike = f"clusters of the outputs of a {base}, of which some are equal"
+    _check(config, "num_subspaces", number, number_found(framed, outputs), alike)
+    return Subspaces(basis.to(device), [part.to(device) for part in outputs], [rows.to(device) for rows in directions])
+
+
+def _decomposed(matrix: Tensor, r: int, number: int, config: AdamssConfig) -> Subspaces:
+    left, _, right = torch.svd_lowrank(matrix, q=r, niter=2)
     outputs = clusters(left, number)
-    if (different := number_found(framed, outputs)) < number:
-        problem = f"the outputs of a {base} fall into {different} clusters, since some are equal"
-        config.refuse("num_subspaces", f"{problem}: choose at most {different}, or exclude the layer")
-    device = base.device
-    directions = [leading_directions(left[part], config).to(device) for part in outputs]
-    return Subspaces(right.mT.to(device).contiguous(), [part.to(device) for part in outputs], directions)
+    return Subspaces(right.mT.contiguous(), outputs, [leading_directions(left[part], config) for part in outputs])
+
+
+def _check(config: AdamssConfig, field: str, asked: int, most: int, what: str) -> None:
+    if asked > most:
+        config.refuse(field, f"{asked} is above the {most} {what}: choose at most {most}, or exclude the layer")
 
 
 def clusters(points: Tensor, number: int) -> list[Tensor]:
@@ -86,34 +96,10 @@ def number_found(rows: Tensor, found: list[Tensor]) -> int:
 
 def leading_directions(points: Tensor, config: AdamssConfig) -> Tensor:
     """Return the strongest directions of some points ``[n, r]``, as orthonormal rows ``[rank, r]``."""
-    values, vectors = torch.linalg.eigh((points.mT @ points).double())
     rank = min(config.subspace_rank, len(points))
+    # Some directions more than are needed, since those at the end are found less exactly.
+    _, values, directions = torch.svd_lowrank(points, q=min(rank + 8, *points.shape), niter=2)
     if config.use_dynamic_rank:
-        strong = int((values > config.svd_threshold * values[-1]).sum())
+        strong = int((values.square() > config.svd_threshold * values[0].square()).sum())
         rank = max(1, min(rank, strong))
-    return vectors[:, -rank:].flip(-1).mT.float().contiguous()
-
-
-def fitted_rank(base: BaseLayer, most: int, config: AdamssConfig) -> int:
-    """Return how many singular vectors are taken of a weight that has at most so many.
-
-    Raises:
-        ConfigError: They are fewer than a cluster's rank.
-    """
-    if config.subspace_rank > most:
-        problem = f"{config.subspace_rank} is above the {most} singular values of a {base}"
-        config.refuse("subspace_rank", f"{problem}: choose at most {most}, or exclude the layer")
-    return min(config.r, most)
-
-
-def number_of_clusters(base: BaseLayer, config: AdamssConfig) -> int:
-    """Return into how many clusters a layer's outputs fall.
-
-    Raises:
-        ConfigError: There are fewer outputs. HF PEFT makes fewer clusters then, so its files do load for inference.
-    """
-    out, number = base.matrix_shape[0], config.num_subspaces
-    if number > out and not config.inference_mode:
-        problem = f"{number} clusters are more than the {out} outputs of a {base}"
-        config.refuse("num_subspaces", f"{problem}: choose at most {out}, or exclude the layer")
-    return min(number, out)
+    return directions[:, :rank].mT.contiguous()

@@ -91,7 +91,7 @@ def test_a_file_of_a_layer_with_fewer_outputs_than_clusters_is_loaded_for_infere
     theirs.save_pretrained(tmp_path)
     ours = libraries.load_here(tmp_path)
     torch.testing.assert_close(answer(ours), answer(theirs))
-    with pytest.raises(ConfigError, match="5 clusters are more than the 4 outputs"):
+    with pytest.raises(ConfigError, match="num_subspaces: 5 is above the 4 outputs"):
         libraries.load_here(tmp_path, is_trainable=True)
 
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from peftcore.adapters.base import Adapter, Below
 from peftcore.base_layers import BaseLayer
 from peftcore.batches import first_tensor
-from peftcore.exceptions import UnsupportedLayerError
 from peftcore_adaption_prompt.config import AdaptionPromptConfig
-from peftcore_adaption_prompt.projections import Projections, names_in
+from peftcore_adaption_prompt.projections import Projections
 
 
 class AdaptionPromptAdapter(Adapter):
@@ -30,25 +29,9 @@ class AdaptionPromptAdapter(Adapter):
 
     def __init__(self, base: BaseLayer, config: AdaptionPromptConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        names = names_in(base.layer, config)
-        head_dim = config.head_dim or getattr(base.layer, "head_dim", None)
-        what = type(base.layer).__name__
-        if names is None or not isinstance(head_dim, int):
-            raise UnsupportedLayerError(
-                f"{what} shows no {'projections' if names is None else 'head_dim'}: name "
-                "q_proj, k_proj, v_proj, o_proj and head_dim in the config."
-            )
-        projections = Projections(base.layer, names, head_dim)
-        if not projections.fits():
-            raise UnsupportedLayerError(
-                f"{what}: {projections.heads} queries, {projections.groups} keys and heads of {head_dim} don't go "
-                "together. Check q_proj, k_proj, v_proj, o_proj and head_dim in the config."
-            )
-        self.__dict__["projections"] = projections
-        self.adaption_prompt = nn.Parameter(torch.randn(1, config.adapter_len or 0, projections.width))
+        self.projections = Projections(base.layer, config)
+        self.adaption_prompt = nn.Parameter(torch.randn(1, config.adapter_len or 0, self.projections.width))
         self.adaption_gate = nn.Parameter(torch.zeros(1))
-
-    projections: Projections
 
     def forward(self, below: Below, *args: Any, **kwargs: Any) -> Any:
         """Run the attention, and add what its tokens find in the prompt."""

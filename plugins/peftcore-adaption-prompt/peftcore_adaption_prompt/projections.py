@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from peftcore.exceptions import UnsupportedLayerError
 from peftcore.slots import unwrap
 from peftcore.tuner import view_of
 from peftcore_adaption_prompt.config import AdaptionPromptConfig
@@ -33,14 +35,15 @@ USUAL = (
 
 def names_in(attention: nn.Module, config: AdaptionPromptConfig) -> Names | None:
     """Return what a module calls its projections, as the config says or as usual; None if it has none such."""
-    told = config.q_proj, config.k_proj, config.v_proj
-    wanted = (Names(*told, config.o_proj),) if None not in told else USUAL  # type: ignore[arg-type]
-    return next((names for names in wanted if all(_has(attention, name) for name in names if name)), None)
+    wanted: tuple[Names, ...] = USUAL
+    if config.q_proj and config.k_proj and config.v_proj:
+        wanted = (Names(config.q_proj, config.k_proj, config.v_proj, config.o_proj),)
+    return next((names for names in wanted if _has_all(attention, names)), None)
 
 
-def _has(module: nn.Module, name: str) -> bool:
+def _has_all(attention: nn.Module, names: Names) -> bool:
     try:
-        module.get_submodule(name)
+        attrgetter(*filter(None, names))(attention)
     except AttributeError:
         return False
     return True
@@ -53,33 +56,38 @@ class Projections:
 
     Args:
         attention: The module.
-        names: What it calls its projections.
-        head_dim: Width of a head.
+        config: May say what it calls its projections, and how wide a head is.
 
     Attributes:
         width: Of what goes into the projections.
         heads: How many numbers queries have, ``heads · head_dim``; keys and values have ``groups``.
+
+    Raises:
+        UnsupportedLayerError: It has none, or they don't go together: whole heads, and as many queries for each key.
     """
 
-    def __init__(self, attention: nn.Module, names: Names, head_dim: int) -> None:
+    def __init__(self, attention: nn.Module, config: AdaptionPromptConfig) -> None:
+        names, head_dim = names_in(attention, config), config.head_dim or getattr(attention, "head_dim", None)
+        what, advice = type(attention).__name__, "Give q_proj, k_proj, v_proj, o_proj and head_dim in the config."
+        if names is None or not isinstance(head_dim, int):
+            missing = "projections" if names is None else "head_dim"
+            raise UnsupportedLayerError(f"{what} shows no {missing}. {advice}")
         self.attention, self.names, self.head_dim = attention, names, head_dim
-        self.width, made = self._sizes(names.key)
-        if names.query != names.key:
-            self.heads, self.groups = self._sizes(names.query)[1], made
+        self.is_fused = names.query == names.key
+        self.width, self.groups = self._sizes(names.key)
+        if not self.is_fused:
+            self.heads = self._sizes(names.query)[1]
         else:
-            self.heads = made // 3 if names.output is None else self._sizes(names.output)[0]
-            self.groups = (made - self.heads) // 2
+            self.heads = self.groups // 3 if names.output is None else self._sizes(names.output)[0]
+            self.groups = (self.groups - self.heads) // 2
+        if self.heads % head_dim or self.groups % head_dim or not self.groups or self.heads % self.groups:
+            sizes = f"{self.heads} queries, {self.groups} keys and heads of {head_dim}"
+            raise UnsupportedLayerError(f"{what}: {sizes} don't go together. {advice}")
         scaling = getattr(attention, "scaling", None)
         self.scaling = scaling if isinstance(scaling, float) else head_dim**-0.5
         # The architecture's own way to rotate, if it has one.
         module = sys.modules[type(attention).__module__]
         self.rotate: Callable[..., Any] = getattr(module, "apply_rotary_pos_emb", _rotate_halves)
-
-    def fits(self) -> bool:
-        """Whether the sizes go together: whole heads, and as many queries for each key."""
-        return not (
-            self.heads % self.head_dim or self.groups % self.head_dim or self.groups == 0 or self.heads % self.groups
-        )
 
     def _sizes(self, name: str) -> tuple[int, int]:
         view = view_of(unwrap(self.attention.get_submodule(name)))
@@ -92,18 +100,17 @@ class Projections:
             x: What the attention is called with.
             positions: The cosines and sines by which queries are rotated; None where they are not.
         """
-        query = self._split(self._made(self.names.query, x, 0), "q_norm")
+        query = self._by_heads(0, x, "q_norm")
         if not isinstance(positions, (tuple, list)):
             return query
         cosines, sines = positions
         turned = cosines.shape[-1]
         rotated: Tensor = self.rotate(query[..., :turned], query[:, :1, :, :turned], cosines, sines)[0]
-        return torch.cat([rotated, query[..., turned:]], -1)
+        return rotated if turned == self.head_dim else torch.cat([rotated, query[..., turned:]], -1)
 
     def key_and_value(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values ``[rows, heads, tokens, head_dim]`` of tokens, which have no position."""
-        key = self._split(self._made(self.names.key, prompt, 1), "k_norm")
-        value = self._split(self._made(self.names.value, prompt, 2))
+        key, value = self._by_heads(1, prompt, "k_norm"), self._by_heads(2, prompt)
         times = self.heads // self.groups
         return key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
 
@@ -117,18 +124,14 @@ class Projections:
         change: Tensor = project(joined) - project(joined.new_zeros(1, 1, self.heads))
         return change
 
-    def _made(self, name: str, x: Tensor, part: int) -> Tensor:
-        """Return what a projection makes of tokens; of a fused one, its part."""
-        made: Tensor = self.attention.get_submodule(name)(x)
-        if self.names.query != self.names.key:
-            return made
-        return torch.split(made, [self.heads, self.groups, self.groups], -1)[part]
-
-    def _split(self, made: Tensor, norm: str = "") -> Tensor:
-        """Return ``[rows, length, heads · head_dim]`` by heads, after the norm that an attention may have for them."""
-        normalize = getattr(self.attention, norm, None)
-        if isinstance(normalize, nn.Module):
-            made = normalize(_cut(made, int(normalize.weight.shape[-1]))).flatten(2)  # type: ignore[index]
+    def _by_heads(self, part: int, x: Tensor, norm: str = "") -> Tensor:
+        """Return what a projection makes of tokens, by heads, after the norm that an attention may have for it."""
+        made: Tensor = self.attention.get_submodule(self.names[part] or "")(x)
+        if self.is_fused:
+            made = torch.split(made, [self.heads, self.groups, self.groups], -1)[part]
+        normalize: Any = getattr(self.attention, norm, None)
+        if normalize is not None:
+            made = normalize(_cut(made, normalize.weight.shape[-1])).flatten(2)
         return _cut(made, self.head_dim).transpose(1, 2)
 
 

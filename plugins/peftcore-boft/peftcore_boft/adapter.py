@@ -26,15 +26,18 @@ class BOFTAdapter(OrthogonalTransform):
         ConfigError: The blocks do not divide the layer, or there are too few of them for so many factors.
     """
 
+    shown = ("blocks", "size")
+
     def __init__(self, base: BaseLayer, config: BOFTConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        blocks, size = block_layout(base, config, "boft_block_num", "boft_block_size")
+        self.blocks, self.size = block_layout(base, config, "boft_block_num", "boft_block_size")
         number = config.boft_n_butterfly_factor
-        if blocks % 2 ** (number - 1) or (number > 1 and size % 2):
+        if self.blocks % 2 ** (number - 1) or (number > 1 and self.size % 2):
             needs = f"blocks of an even size, and a number of them that {2 ** (number - 1)} divides"
-            config.refuse("boft_n_butterfly_factor", f"{number} needs {needs}; {base} has {blocks} of size {size}")
+            has = f"{base} has {self.blocks} of size {self.size}"
+            config.refuse("boft_n_butterfly_factor", f"{number} needs {needs}; {has}")
         self.block_dropout = config.boft_dropout
-        rotations = torch.zeros(number, blocks, size, size)
+        rotations = torch.zeros(number, self.blocks, self.size, self.size)
         scale = torch.ones((1, base.out_features) if base.kind.startswith("conv") else (base.out_features, 1))
         if not config.init_weights:
             rotations.normal_(std=0.1)
@@ -64,20 +67,10 @@ class BOFTAdapter(OrthogonalTransform):
             output = super().post(output)
         return output * self.boft_s.flatten()
 
-    def transform(self, weight: Tensor) -> Tensor:
+    def turned_weight(self, weight: Tensor, factors: Tensor) -> Tensor:
         """Return s ∘ (W·R)."""
-        return self._scaled(super().transform(weight))
-
-    def transform_in_call(self, weight: Tensor) -> Tensor:
-        """Return the same, in training without the blocks that dropout has chosen."""
-        return self._scaled(super().transform_in_call(weight))
-
-    def _scaled(self, weight: Tensor) -> Tensor:
-        matrices = weight.reshape(self.base.stack, self.base.out_features, -1)
+        matrices = super().turned_weight(weight, factors).reshape(self.base.stack, self.base.out_features, -1)
         return (matrices * self.boft_s.reshape(-1, 1)).reshape(weight.shape)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, factors, blocks, size={tuple(self.boft_R.shape[:3])}"
 
 
 def _regrouped(vectors: Tensor, blocks: Tensor, rows: int, columns: int) -> Tensor:

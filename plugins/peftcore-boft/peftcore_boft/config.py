@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from peftcore.adapters.orthogonal import check_blocks
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.adapters.orthogonal import BlockConfig
+from peftcore.config import dropout_option, layout_option, option
 
 
-class BOFTConfig(LayerConfig, method="boft"):
+class BOFTConfig(BlockConfig, method="boft"):
     """Orthogonal butterfly finetuning, W' = s ∘ (W · B₁ · … · B_m) (arXiv 2311.06243).
 
     Names and defaults are those of HF PEFT.
@@ -14,6 +14,8 @@ class BOFTConfig(LayerConfig, method="boft"):
     Raises:
         ConfigError: A value has the wrong type, lies outside its bounds or does not go with another.
     """
+
+    count_field, size_field = "boft_block_num", "boft_block_size"
 
     boft_block_size: int = option(4, "Size of a factor's blocks; 0 to give their number instead.", at_least=0)
     boft_block_num: int = option(0, "Number of a factor's blocks; 0 to give their size instead.", at_least=0)
@@ -23,8 +25,3 @@ class BOFTConfig(LayerConfig, method="boft"):
     boft_dropout: float = dropout_option("training puts the identity into the place of a block")
     init_weights: bool = option(True, "Start with the identity; False, for tests, starts at random.")
     fan_in_fan_out: bool = layout_option()
-
-    def validate(self) -> None:
-        """Check the fields, and that the blocks are given by their number or by their size."""
-        super().validate()
-        check_blocks(self, "boft_block_num", "boft_block_size")

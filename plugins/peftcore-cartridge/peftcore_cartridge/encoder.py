@@ -24,10 +24,9 @@ class CartridgeEncoder(KeyValueTable):
 
     def __init__(self, config: CartridgeConfig, sizes: PromptSizes, model: nn.Module) -> None:
         super().__init__(config, sizes, model)
-        width = (config.num_layers or 0) * 2 * (config.token_dim or 0)
-        self.register_buffer("frozen_embedding", torch.randn(config.num_frozen_tokens, width))
-        trainable = (config.num_virtual_tokens or 0) - config.num_frozen_tokens
-        self.trainable_embedding = nn.Parameter(torch.randn(trainable, width))
+        (tokens, width), frozen = self.table_shape(config), config.num_frozen_tokens
+        self.register_buffer("frozen_embedding", torch.randn(frozen, width))
+        self.trainable_embedding = nn.Parameter(torch.randn(tokens - frozen, width))
 
     def table(self) -> Tensor:
         """Return the virtual tokens, ``[tokens, width]``."""

@@ -6,16 +6,16 @@ The functions have the names that they have in HF PEFT.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from peftcore import PeftModel
 from peftcore.checkpoint import adapter_state, load_adapter_state
 from peftcore.exceptions import ConfigError, TaskError
 from peftcore.prompts import KeyValueTable
+from peftcore.prompts.encoder import as_in_use
 from peftcore.tuner import Tuner
 
 
@@ -35,14 +35,14 @@ def prompt_embeddings_from_past_key_values(past_key_values: Any, *, num_virtual_
     """
     if num_virtual_tokens < 1:
         raise ConfigError(f"num_virtual_tokens must be at least 1, got {num_virtual_tokens}.")
-    parts = []
-    for length, tensors in _layers(past_key_values):
-        for tensor in tensors:
-            _check(tensor, length, num_virtual_tokens)
-            parts.append(tensor[0, :, :num_virtual_tokens].transpose(0, 1).flatten(1))
+    parts = [
+        _first_tokens(tensor, length, num_virtual_tokens)
+        for length, tensors in _layers(past_key_values)
+        for tensor in tensors
+    ]
     if not parts:
         raise TaskError("past_key_values is empty: call the model with use_cache=True, and pass what it returns.")
-    return torch.cat(parts, 1).detach().clone()
+    return torch.cat(parts, 1).detach()
 
 
 def _layers(cache: Any) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
@@ -59,7 +59,8 @@ def _layers(cache: Any) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
         raise TaskError(f"past_key_values is no cache of keys and values, got {type(cache).__name__}.")
 
 
-def _check(tensor: Tensor, length: int, tokens: int) -> None:
+def _first_tokens(tensor: Tensor, length: int, tokens: int) -> Tensor:
+    """Return the first tokens of one layer's keys or values, ``[tokens, heads · head_dim]``."""
     if tensor.dim() != 4 or len(tensor) != 1:
         raise TaskError(
             f"A cartridge starts from the cache of one text, [1, heads, length, head_dim], got {list(tensor.shape)}."
@@ -70,6 +71,7 @@ def _check(tensor: Tensor, length: int, tokens: int) -> None:
         raise TaskError(
             f"Of {length} tokens a layer with a sliding window has kept the last {tensor.shape[2]}. Use a shorter text."
         )
+    return tensor[0, :, :tokens].transpose(0, 1).flatten(1)
 
 
 def initialize_kv_prefix_from_past_key_values(
@@ -139,7 +141,7 @@ def initialize_kv_prefix_from_text(
         raise TaskError(f"The text gives {len(ids)} tokens, and the prefix has {tokens}. Use a longer text.")
     user_model: Any = model.get_base_model()
     # Later tokens change nothing about the keys and values of earlier ones.
-    with model.disable_adapter(), _evaluating(user_model), torch.no_grad():
+    with model.disable_adapter(), as_in_use(user_model), torch.no_grad():
         cache = user_model(input_ids=torch.tensor([ids[:tokens]], device=user_model.device), use_cache=True)
     return initialize_kv_prefix_from_past_key_values(
         model,
@@ -168,14 +170,3 @@ def _ids(tokenizer: Any, text: str, use_chat_template: bool) -> list[int]:
         return list(tokenizer(text)["input_ids"])
     message = {"role": "system", "content": text}
     return list(tokenizer.apply_chat_template([message], tokenize=True, return_dict=False))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -37,18 +37,17 @@ class CPTConfig(PromptConfig, method="cpt"):
         super()._settle_types()
         if isinstance(self.cpt_token_ids, list):
             number = len(self.cpt_token_ids)
-            self.num_virtual_tokens = number if self.num_virtual_tokens is None else self.num_virtual_tokens
-            self.cpt_mask = [1] * number if self.cpt_mask is None else self.cpt_mask
-            self.cpt_tokens_type_mask = [1] * number if self.cpt_tokens_type_mask is None else self.cpt_tokens_type_mask
+            filled = {"num_virtual_tokens": number, "cpt_mask": [1] * number, "cpt_tokens_type_mask": [1] * number}
+            for name in (name for name in filled if getattr(self, name) is None):
+                setattr(self, name, filled[name])
 
     def validate(self) -> None:
         """Check the fields, and that each token of the context has a mask and a type."""
         if self.task_type != TaskType.CAUSAL_LM:
             self.refuse("task_type", f"must be CAUSAL_LM, got {self.task_type!s}")
-        if not self.cpt_token_ids:
-            self.refuse("cpt_token_ids", "has to be given")
+        self.require("cpt_token_ids")
         super().validate()
-        number = len(self.cpt_token_ids)
+        number = len(self.cpt_token_ids or ())
         if self.num_virtual_tokens != number:
             self.refuse("num_virtual_tokens", f"is {self.num_virtual_tokens} for {number} cpt_token_ids; leave it out")
         for name in ("cpt_mask", "cpt_tokens_type_mask"):

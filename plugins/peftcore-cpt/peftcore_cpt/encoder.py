@@ -38,35 +38,32 @@ class CPTEmbedding(PromptEncoder):
     context_embeddings: Tensor
     radius: Tensor
     types: Tensor
-    ids: Tensor
     used: Tensor
 
     def __init__(self, config: CPTConfig, sizes: PromptSizes, model: nn.Module) -> None:
         super().__init__(config, sizes, model)
         if sizes.is_encoder_decoder:
             raise TaskError("CPT puts examples in front of a text that goes on: the model must be a causal one.")
-        types = torch.tensor(config.cpt_tokens_type_mask)
-        scale = (sizes.token_dim / _WIDTH) ** 0.5
-        radii = torch.tensor([0.0, config.opt_projection_format_epsilon, config.opt_projection_epsilon])
-        radii = torch.cat([radii, radii[1:2]]) * scale  # of labels, format, input, format
         context = embedded(model, torch.tensor(config.cpt_token_ids))
         self.register_buffer("context_embeddings", context)
         self.delta_embeddings = nn.Parameter(torch.zeros_like(context))
-        self.register_buffer("radius", radii[types % TYPES][:, None], persistent=False)
-        self.register_buffer("types", types, persistent=False)
-        self.register_buffer("ids", torch.tensor(config.cpt_token_ids), persistent=False)
-        self.register_buffer("used", torch.tensor(config.cpt_mask).bool(), persistent=False)
+        form, given = config.opt_projection_format_epsilon, config.opt_projection_epsilon
+        radii = torch.tensor([0.0, form, given, form])  # of a label, the format, the input, the format
+        types = torch.tensor(config.cpt_tokens_type_mask)
+        radius = radii[types % TYPES][:, None] * (sizes.token_dim / _WIDTH) ** 0.5
+        used = torch.tensor([place for place, mask in enumerate(config.cpt_mask or ()) if mask])
+        for name, tensor in (("radius", radius), ("types", types), ("used", used)):
+            self.register_buffer(name, tensor, persistent=False)
 
     def embeddings(self, batch: Batch) -> Tensor:
         """Return the tokens of the context that are used, ``[tokens, dim]``."""
-        delta: Tensor = self.delta_embeddings
-        if delta.requires_grad:  # what is only used stays as it was loaded
+        delta = self._projected()
+        if self.delta_embeddings.requires_grad:  # what is only used stays as it was loaded
             with torch.no_grad():
-                delta.copy_(self._projected())
-        else:
-            delta = self._projected()
-        return (self.context_embeddings + delta * (self.radius > 0))[self.used]
+                delta = self.delta_embeddings.copy_(delta)
+        return (self.context_embeddings + delta * (self.radius > 0)).index_select(0, self.used)
 
+    @torch.no_grad()
     def _projected(self) -> Tensor:
         """Return δ with each row moved to the nearest place in its ball."""
         delta, number = self.delta_embeddings, torch.finfo(self.delta_embeddings.dtype)
@@ -94,7 +91,8 @@ class CPTEmbedding(PromptEncoder):
 
     def _placed(self, labels: Tensor, given: Tensor | None, layout: Layout | None) -> tuple[Tensor, Tensor]:
         """Return targets and types ``[rows, length]``, those of the context's tokens where these stand."""
-        types, ids = self.types[self.used], self.ids[self.used]
+        types = self.types[self.used]
+        ids = torch.tensor(self.config.cpt_token_ids, device=types.device)[self.used]
         length = labels.shape[1] - (0 if layout is None else layout.slots)
         given = labels.new_full((len(labels), length), TYPES) if given is None else given.to(labels.device)
         if given.shape != (len(labels), length):

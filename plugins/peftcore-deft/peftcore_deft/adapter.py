@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from peftcore.adapters.dropout import input_dropout, with_part_dropped
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.sizes import check_rank
+from peftcore.adapters.thin_products import is_watched
 from peftcore.base_layers import BaseLayer
 from peftcore_deft.config import DeftConfig
 
@@ -25,24 +26,21 @@ class DeftAdapter(LowRankDelta):
     """
 
     depends_on_weight = True
+    shown = ("r", "scaling", "orthonormal")
 
     def __init__(self, base: BaseLayer, config: DeftConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
         check_rank(base, config, "r")
+        out = base.matrix_shape[0]
+        self.r = min(config.r, out)
         self.scaling = 1.0 if config.alpha is None else config.alpha / config.r
         self.orthonormal = config.decomposition_method == "qr"
         self.deft_dropout = input_dropout(base, config, "deft_dropout")
-        out, into = base.matrix_shape
-        r = min(config.r, out)
-        self.deft_P = nn.Parameter(torch.empty(*base.stack_shape, out, r).normal_(std=0.02))
+        self.deft_P = nn.Parameter(torch.empty(*base.stack_shape, out, self.r).normal_(std=0.02))
         self.deft_R: nn.Parameter | None = None
         if not config.para:
-            r_start = torch.empty(*base.stack_shape, r, into)
-            if config.init_weights and not r_start.is_meta:
-                r_start = self._removed(self.subspace()[1]) / self.scaling
-            elif not config.init_weights:
-                r_start.normal_(std=0.02 * config.init_scale)
-            self.deft_R = nn.Parameter(r_start.detach())
+            start = self._removed(self.subspace()[1]).detach() / self.scaling
+            self.deft_R = nn.Parameter(start if config.init_weights else start.normal_(std=0.02 * config.init_scale))
 
     def subspace(self) -> tuple[Tensor, Tensor]:
         """Return Q and F, both ``[out, r]``."""
@@ -65,6 +63,18 @@ class DeftAdapter(LowRankDelta):
             return output
         return with_part_dropped(self.base, output, x, self.deft_dropout, self.injected)
 
+    def delta_beside(self, frozen: Tensor, x: Tensor) -> Tensor:
+        """Return the same by way of W · x, which the layer has made already, while that is smaller than W."""
+        matrix = self.base.plain_matrix()
+        fine = frozen.dtype == x.dtype and x.dtype in (torch.float32, torch.float64)
+        if is_watched() or matrix is None or self.base.kept or not fine or frozen.numel() > matrix[0].numel():
+            return self.delta_forward(x)
+        (q, f), (_, bias), r = self.subspace(), matrix, self.deft_R
+        put_back = q.new_zeros(()) if bias is None else bias @ f
+        if r is not None:
+            put_back = nn.functional.linear(self.deft_dropout(x), r * self.scaling) + put_back
+        return nn.functional.linear(put_back - frozen @ f, q)
+
     def injected(self) -> Tensor:
         """Return s · Q · R, ``[out, in · kernel]``, which PaRa does not have."""
         assert self.deft_R is not None
@@ -73,6 +83,3 @@ class DeftAdapter(LowRankDelta):
     def _removed(self, f: Tensor) -> Tensor:
         """Return Fᵀ · W, ``[r, in · kernel]``."""
         return f.mT @ self.base.weight().to(f).reshape(*self.base.stack_shape, *self.base.matrix_shape)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, r={self.deft_P.shape[-1]}, orthonormal={self.orthonormal}"

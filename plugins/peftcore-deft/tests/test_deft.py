@@ -97,6 +97,33 @@ def test_what_is_dropped_is_missed_by_the_injection_alone(layer):
     torch.testing.assert_close(adapter.delta_forward(x), adapter.base.apply(adapter.canonical_delta(), x))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"para": True}, {"decomposition_method": "qr", "alpha": 5}], ids=str)
+def test_what_the_layer_has_made_of_its_input_is_used_while_it_is_smaller_than_the_weight(bias, options, monkeypatch):
+    layer, x = nn.Linear(6, 8, bias=bias), torch.randn(2, 2, 6)
+    adapter = make(layer, **options)
+    adapter.base.layer.requires_grad_(False)
+    expected = adapter.delta_forward(x)
+    many = torch.randn(7, 6)
+    expected_of_many = adapter.delta_forward(many)
+    torch.testing.assert_close(adapter.delta_beside(layer(many), many), expected_of_many)
+    monkeypatch.setattr(adapter, "factors", lambda: pytest.fail("a product with the weight was formed"))
+    torch.testing.assert_close(adapter.delta_beside(layer(x), x), expected)
+
+
+def test_what_a_layer_makes_with_something_merged_is_not_taken_for_the_frozen_weight_s():
+    adapter, x = make(nn.Linear(6, 8)), torch.randn(2, 6)
+    layer = adapter.base.layer.requires_grad_(False)
+    expected = adapter.delta_forward(x)
+    adapter.base.kept = layer.weight.detach().clone(), layer.bias
+    with torch.no_grad():
+        layer.weight.add_(1)
+    torch.testing.assert_close(adapter.delta_beside(layer(x), x), expected)
+    hooked = make(nn.Linear(6, 8))
+    hooked.base.layer.requires_grad_(False).register_forward_hook(lambda module, args, output: output * 3)
+    torch.testing.assert_close(hooked.delta_beside(hooked.base.layer(x), x), hooked.delta_forward(x))
+
+
 def test_a_subspace_has_at_most_the_outputs_for_dimensions():
     adapter = make(nn.Linear(8, 4), r=6, alpha=3)
     assert adapter.deft_P.shape == (4, 4) and adapter.deft_R.shape == (4, 8)

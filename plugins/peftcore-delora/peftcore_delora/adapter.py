@@ -36,7 +36,9 @@ class DeloraAdapter(LowRankDelta):
         check_rank(base, config, "r")
         self.r, stack, (out, into) = config.r, base.stack_shape, base.matrix_shape
         self.delora_A = nn.Parameter(uniform(*stack, config.r, into, fan_in=into))
-        self.delora_B = nn.Parameter(zeros_or_uniform(*stack, out, config.r, zeros=config.init_weights, fan_in=config.r))
+        self.delora_B = nn.Parameter(
+            zeros_or_uniform(*stack, out, config.r, zeros=config.init_weights, fan_in=config.r)
+        )
         self.delora_lambda = nn.Parameter(torch.full((*stack, 1), float(config.delora_lambda)))
         self.register_buffer("delora_w_norm", _column_lengths(base))
 

@@ -9,7 +9,8 @@ from torch import Generator, Tensor, nn
 
 from peftcore.adapters.parts import whole_layer
 from peftcore.adapters.singular import wide_matrix
-from peftcore.adapters.sparse_product import order_of
+from peftcore.adapters.sparse import check_places
+from peftcore.adapters.sparse_product import Pattern
 from peftcore.base_layers import BaseLayer
 from peftcore.exceptions import CheckpointError
 from peftcore.progress import progress
@@ -39,7 +40,7 @@ class FrodBases(nn.Module):
         frod_s_indices: Rows and columns of S's entries, ``[2, n]``.
         frod_s_size: S's size, ``[2]``, which files have beside.
         inverse: V⁻¹; no file has this, nor what follows.
-        orders, beginnings: How S's entries are to be read, see :func:`peftcore.adapters.sparse_product.order_of`.
+        orders, beginnings: How S's entries are to be read, see :class:`peftcore.adapters.sparse_product.Pattern`.
     """
 
     def __init__(
@@ -60,21 +61,21 @@ class FrodBases(nn.Module):
         generator = Generator("cpu").manual_seed(config.projection_prng_key)
         waiting: Iterable[str] = progress(groups, "Decomposing weights") if config.progressbar else groups
         for category in waiting:
-            size = groups[category][0].matrix_shape[1]
             weights = [wide_matrix(base) for base in groups[category]]
             basis = _placeholder(weights[0]) if found_in_file else common_basis(weights, config.regularization_alpha)
-            indices = places(size, config.sparse_rate, generator).to(basis.device)
-            kept = config.save_projection
-            self.frod_V.register_buffer(category, basis, persistent=kept)
-            self.frod_s_indices.register_buffer(category, indices, persistent=kept)
-            self.frod_s_size.register_buffer(category, torch.tensor([size, size], device=basis.device), persistent=kept)
-            follows = torch.linalg.inv(basis.double()).to(basis), *order_of(indices, size)
-            for held, tensor in zip((self.inverse, self.orders, self.beginnings), follows, strict=True):
-                held.register_buffer(category, tensor, persistent=False)
+            indices = places(len(basis), config.sparse_rate, generator).to(basis.device)
+            size = torch.tensor(basis.shape, device=basis.device)
+            for held, tensor in ((self.frod_V, basis), (self.frod_s_indices, indices), (self.frod_s_size, size)):
+                held.register_buffer(category, tensor, persistent=config.save_projection)
+            self._follow(category, torch.linalg.inv(basis.double()).to(basis), indices)
 
     def category(self, base: BaseLayer) -> str:
         """Return a layer's category; parts of a fused layer have that layer's."""
         return self._categories[whole_layer(base)]
+
+    def pattern(self, category: str) -> Pattern:
+        """Return where a category's S has its entries."""
+        return Pattern(self.frod_s_indices[category], self.orders[category], self.beginnings[category])
 
     def lengths(self, base: BaseLayer) -> Tensor:
         """Return the lengths of the columns of W · V⁻ᵀ, which is U · Λ: Λ's diagonal ``[in]`` as it is at first."""
@@ -90,22 +91,25 @@ class FrodBases(nn.Module):
         Raises:
             CheckpointError: A basis is none, or a place lies outside of S.
         """
-        found: dict[str, tuple[Tensor, ...]] = {}
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for category, held in self.frod_V.named_buffers():
             basis = state.get(f"base_model.frod_V.{category}", held)
-            indices = state.get(f"base_model.frod_s_indices.{category}", self.frod_s_indices[category])
+            places = state.get(f"base_model.frod_s_indices.{category}", self.frod_s_indices[category])
+            check_places(f"base_model.frod_s_indices.{category}", places, held.shape, "S")
+            if basis.shape != held.shape or places.shape != self.frod_s_indices[category].shape:
+                continue  # they are going to be refused
             inverse, failed = torch.linalg.inv_ex(basis.to(held.device, torch.float64))
             if failed.item() or not inverse.isfinite().all():
                 raise CheckpointError(f"base_model.frod_V.{category} is no basis: it has no inverse.")
-            if ((indices < 0) | (indices >= len(held))).any():
-                raise CheckpointError(f"base_model.frod_s_indices.{category} has places outside of {len(held)} rows.")
-            found[category] = inverse, indices.to(held.device)
-        for category, (inverse, indices) in found.items():
-            self.inverse[category].copy_(inverse)
-            if indices.shape == self.frod_s_indices[category].shape:  # or they are going to be refused
-                orders, beginnings = order_of(indices, len(inverse))
-                self.orders[category].copy_(orders)
-                self.beginnings[category].copy_(beginnings)
+            found[category] = inverse.to(held), places.to(held.device)
+        for category, follows in found.items():
+            self._follow(category, *follows)
+
+    def _follow(self, category: str, inverse: Tensor, indices: Tensor) -> None:
+        """Hold what follows from a basis and from places."""
+        _, orders, beginnings = Pattern.of(indices, inverse.shape)
+        for held, tensor in ((self.inverse, inverse), (self.orders, orders), (self.beginnings, beginnings)):
+            held.register_buffer(category, tensor, persistent=False)
 
 
 def category_of(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftcore.adapters.projections import ProjectionConfig
-from peftcore.config import dropout_option, layout_option, option
+from peftcore.config import input_dropout_option, layout_option, option
 
 
 class FrodConfig(ProjectionConfig, method="frod"):
@@ -22,7 +22,7 @@ class FrodConfig(ProjectionConfig, method="frod"):
     save_projection: bool = option(
         True, "Whether files hold V and the places; if not, they are found again when a file is loaded."
     )
-    frod_dropout: float = dropout_option("an entry of the input of the weight's change is dropped")
+    frod_dropout: float = input_dropout_option()
     fan_in_fan_out: bool = layout_option()
     init_weights: bool = option(
         True, "Start with W' = W, so that the model is as it was; False adds normal noise to Λ and S."
@@ -32,11 +32,6 @@ class FrodConfig(ProjectionConfig, method="frod"):
     )
     regularization_alpha: float = option(
         0.001, "What holds inverses back where layers agree, while V is found.", above=0
-    )
-    hold_directions: bool = option(
-        False,
-        "Hold U, a frozen matrix of the weight's size for each layer, so that a training step takes less time.",
-        extension=True,
     )
     progressbar: bool = option(True, "Show how far that has come, if it takes long.")
     runtime_offload_base_weight: bool = option(False, "Ignored: the frozen weight stays where it is.")

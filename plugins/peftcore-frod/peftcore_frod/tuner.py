@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.base import Adapter
 from peftcore.base_layers import BaseLayer
 from peftcore.building import making_tensors_on
-from peftcore.config import PeftConfig
-from peftcore.method import PeftMethod
 from peftcore.slots import Slot
 from peftcore.targets import OnUnmatched, TargetReport
 from peftcore.tuner import LayerTuner
@@ -25,16 +22,13 @@ class FrodTuner(LayerTuner):
     """Puts FRoD on the layers of a model."""
 
     config: FrodConfig
-
-    def __init__(self, model: nn.Module, name: str, config: PeftConfig, method: PeftMethod) -> None:
-        super().__init__(model, name, config, method)
-        self._categories: list[str] = []
-        self._adapters: list[FrodAdapter] = []
+    #: Of the layers, in order.
+    categories: Sequence[str] = ()
 
     def plan(self, report: TargetReport[BaseLayer], on_unmatched: OnUnmatched = "error") -> list[Slot]:
         """Turn what was matched into slots, and remember their categories."""
         slots = super().plan(report, on_unmatched)
-        self._categories = [category_of(slot.path) for slot in slots if not slot.auxiliary]
+        self.categories = [category_of(slot.path) for slot in slots if not slot.auxiliary]
         return slots
 
     def make_shared(
@@ -46,21 +40,16 @@ class FrodTuner(LayerTuner):
         device = bases[0].device
         brought = device.type == "meta" or (self.comes_from_file and self.config.save_projection)
         with making_tensors_on(device):
-            shared = FrodBases(self.config, bases, self._categories, found_in_file=brought)
+            shared = FrodBases(self.config, bases, self.categories, found_in_file=brought)
         # In nothing coarser than float32, whatever the adapter's dtype: inverses amplify rounding.
         return shared.to(functools.reduce(torch.promote_types, (base.dtype for base in bases), torch.float32))
-
-    def make_adapter(self, path: str, base: BaseLayer) -> Adapter:
-        """Make the adapter module for one layer, and remember it."""
-        adapter = super().make_adapter(path, base)
-        assert isinstance(adapter, FrodAdapter)
-        self._adapters.append(adapter)
-        return adapter
 
     def before_load(self, state: Mapping[str, Tensor]) -> None:
         """Find out what the frozen weights do with the directions of the bases that a file brings."""
         super().before_load(state)
         if isinstance(self.shared, FrodBases):
             self.shared.announce(state)
-            for adapter in self._adapters:
-                adapter.follow_basis()
+            for module in self.modules():
+                for part in module.modules():
+                    if isinstance(part, FrodAdapter):
+                        part.follow_basis()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
 from peftcore.adapters.sizes import check_rank
-from peftcore.adapters.starts import uniform
+from peftcore.adapters.starts import uniform, zeros_or_uniform
 from peftcore.base_layers import BaseLayer
 from peftcore_glora.config import GloraConfig
 
@@ -43,10 +42,8 @@ class GloraAdapter(WeightDelta):
         if base.kind == "attention" and set(on_bias) != {"none"}:
             problem = "C, D and E need a layer that only adds its bias to its output"
             config.refuse("config_C", f"{problem}: set it and config_D_E to 'none', or exclude the {base}")
-        out, into = base.matrix_shape
-        matrix, column, vector = (*base.stack_shape, out, into), (into, 1), (out,)
         forms = (config.config_A_B, config.config_A_B, *on_bias)
-        for name, form, shape in zip("ABCDE", forms, (matrix, matrix, column, vector, vector), strict=True):
+        for (name, shape), form in zip(self._shapes().items(), forms, strict=True):
             self.add_module(f"glora_{name}", nn.ParameterDict(_start(form, shape, config)))
         self.changes_bias = any(form != "none" for form in on_bias)
 
@@ -54,16 +51,14 @@ class GloraAdapter(WeightDelta):
         """Return the shapes of what is left out, for which HF PEFT's files hold zeros, by the names there."""
         if type(self.base.layer) is not nn.Linear:
             return {}  # HF PEFT has the method for that alone
-        out, into = self.base.matrix_shape
-        shapes = {"A": (out, into), "B": (out, into), "C": (into, 1), "D": (out,), "E": (out,)}
-        return {f"glora_{name}.zeros": shape for name, shape in shapes.items() if not self._parts(name)}
+        return {f"glora_{name}.zeros": shape for name, shape in self._shapes().items() if not self._parts(name)}
 
     def delta_weight(self) -> Tensor:
         """Return W ∘ A + B."""
         a, b = self._tensor("A"), self._tensor("B")
         if a is None or b is None:
             return torch.zeros(self.base.weight_shape, dtype=self.dtype, device=self.base.device)
-        return self._weight(a) * a + b
+        return torch.addcmul(b, self._weight(a), a)
 
     def delta_bias(self) -> Tensor | None:
         """Return b ∘ D + E + W · C, ``[out]``, or None if there is none of them."""
@@ -71,7 +66,12 @@ class GloraAdapter(WeightDelta):
         terms = [] if c is None else [(self._weight(c) @ c).squeeze(-1)]
         if d is not None and e is not None and frozen is not None:
             terms.append(frozen.to(d) * d + e)
-        return functools.reduce(torch.add, terms) if terms else None
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        out, into = self.base.matrix_shape
+        matrix = (*self.base.stack_shape, out, into)
+        return {"A": matrix, "B": matrix, "C": (into, 1), "D": (out,), "E": (out,)}
 
     def _parts(self, name: str) -> dict[str, Tensor]:
         return self._modules[f"glora_{name}"]._parameters  # type: ignore[union-attr, return-value]
@@ -92,7 +92,7 @@ def _start(form: str, shape: tuple[int, ...], config: GloraConfig) -> dict[str, 
         return {"X": torch.zeros(1) if config.init_weights else torch.empty(1).normal_(std=0.02)}
     *rows, into = shape
     first = (*rows, config.r) if form == "lora" else (*rows, 1) if rows else shape
-    start = torch.zeros(first) if config.init_weights else uniform(*first, fan_in=first[-1])
+    start = zeros_or_uniform(*first, zeros=config.init_weights, fan_in=first[-1])
     if form == "vector":
         return {"X": start}
     return {"Xd": start, "Xu": uniform(*rows[:-1], config.r, into, fan_in=into)}

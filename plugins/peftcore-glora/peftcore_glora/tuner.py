@@ -16,20 +16,17 @@ class GloraTuner(LayerTuner):
     """Puts GLoRA on the layers of a model; zeros are in its files alone, and take no memory in the model."""
 
     def derived_state(self) -> Mapping[str, Tensor]:
-        """Return the zeros."""
-        return {self.layer_prefix + key: torch.zeros(shape) for key, shape in self._absent().items()}
-
-    @contextmanager
-    def settling(self, state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-        """Leave out a file's zeros; other numbers in their place are left in, and then are too many."""
-        absent = self._absent()
-        with super().settling(state) as state:
-            yield {key: x for key, x in state.items() if key.removeprefix(self.layer_prefix) not in absent or x.any()}
-
-    def _absent(self) -> dict[str, tuple[int, ...]]:
+        """Return the zeros, which take no memory here either."""
         return {
-            f"{placement.key}.{name}": shape
+            f"{self.layer_prefix}{placement.key}.{name}": torch.zeros(()).expand(shape)
             for placement in self.placements
             if isinstance(placement.adapter, GloraAdapter)
             for name, shape in placement.adapter.absent().items()
         }
+
+    @contextmanager
+    def settling(self, state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+        """Leave out a file's zeros; other numbers in their place are left in, and then are too many."""
+        zeros = {key.removeprefix(self.layer_prefix) for key in self.derived_state()}
+        with super().settling(state) as state:
+            yield {key: x for key, x in state.items() if key.removeprefix(self.layer_prefix) not in zeros or x.any()}

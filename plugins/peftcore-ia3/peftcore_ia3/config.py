@@ -30,14 +30,12 @@ class IA3Config(LayerConfig, method="ia3"):
         "if None, the usual ones of the model's type, or none where it has none.",
     )
     fan_in_fan_out: bool = layout_option()
-    init_ia3_weights: bool = option(
-        True, "Start with ones, which leave the model as it was; else with random numbers, for tests."
-    )
+    init_ia3_weights: bool = option(True, "Start with ones, which change nothing; else with random numbers, for tests.")
 
     def validate(self) -> None:
         """Check the fields, and that an expression can be compiled."""
         super().validate()
-        NamePatterns(self.feedforward_modules or ())
+        self.feedforward_names()
 
     def for_layer(self, path: str) -> Self:
         """Return the config as it holds for one layer, which knows whether it is a feedforward one.
@@ -45,5 +43,8 @@ class IA3Config(LayerConfig, method="ia3"):
         Args:
             path: The layer's dotted path in the model.
         """
-        is_feedforward = bool(NamePatterns(self.feedforward_modules or ()).fits(path))
-        return super().for_layer(path).unchecked_copy(is_feedforward=is_feedforward)
+        return super().for_layer(path).unchecked_copy(is_feedforward=bool(self.feedforward_names().fits(path)))
+
+    def feedforward_names(self) -> NamePatterns:
+        """Return what finds the feedforward modules by their paths."""
+        return NamePatterns(self.feedforward_modules or ())

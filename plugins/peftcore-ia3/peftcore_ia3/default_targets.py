@@ -24,8 +24,6 @@ _TABLE = (
 )
 
 #: By ``config.model_type``: names of the modules whose input is scaled.
-FEEDFORWARD = by_model_type(*((feedforward, model_types) for _, feedforward, model_types in _TABLE))
+FEEDFORWARD = by_model_type(*((feedforward, types) for _, feedforward, types in _TABLE))
 #: By ``config.model_type``: names of all modules to adapt.
-TARGETS = by_model_type(
-    *((f"{attention} {feedforward}", model_types) for attention, feedforward, model_types in _TABLE)
-)
+TARGETS = by_model_type(*((f"{attention} {feedforward}", types) for attention, feedforward, types in _TABLE))

@@ -11,7 +11,7 @@ from peftcore.base_layers import BaseLayer
 from peftcore.exceptions import TargetError
 from peftcore.slots import Slot
 from peftcore.targets import OnUnmatched, TargetReport
-from peftcore.targets.names import NamePatterns, is_wildcard
+from peftcore.targets.names import is_wildcard
 from peftcore.tuner import LayerTuner, model_type
 from peftcore_ia3.config import IA3Config
 from peftcore_ia3.default_targets import FEEDFORWARD
@@ -36,7 +36,7 @@ class IA3Tuner(LayerTuner):
         if names is None:
             names = set(FEEDFORWARD.get(model_type(self.model), ()))
         elif on_unmatched != "ignore":
-            self._check([match.path for match in report.matched], on_unmatched)
+            self._check([match.path for match in report.matched], on_unmatched == "error")
         self.config = dataclasses.replace(self.config, feedforward_modules=self._as_files_have(names))
         return super().plan(report, on_unmatched)
 
@@ -48,14 +48,11 @@ class IA3Tuner(LayerTuner):
             return names
         return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(names)))})"
 
-    def _check(self, targets: Sequence[str], on_unmatched: OnUnmatched) -> None:
-        idle = NamePatterns(self.config.feedforward_modules or ()).unmet((), targets)
-        if not idle:
+    def _check(self, targets: Sequence[str], refuse: bool) -> None:
+        if not (idle := self.config.feedforward_names().unmet((), targets)):
             return
-        problem = (
-            f"IA3Config.feedforward_modules: {', '.join(map(repr, idle))} means no target module. "
-            f"The targets are {', '.join(targets[:5])}{' …' if len(targets) > 5 else ''}."
-        )
-        if on_unmatched == "error":
-            raise TargetError(f"{problem} Correct the entry, or add it to target_modules.")
-        warnings.warn(problem, UserWarning, stacklevel=2)
+        shown = f"{', '.join(targets[:5])}{' …' if len(targets) > 5 else ''}"
+        problem = f"feedforward_modules: {', '.join(map(repr, idle))} means no target module. The targets are {shown}."
+        if refuse:
+            raise TargetError(f"IA3Config.{problem} Correct the entry, or add it to target_modules.")
+        warnings.warn(f"IA3Config.{problem}", UserWarning, stacklevel=2)

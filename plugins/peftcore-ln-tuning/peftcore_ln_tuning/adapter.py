@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import nn
 
-from peftcore.adapters.delta import MATRIX_KINDS
 from peftcore.adapters.selective import ModuleCopy
 from peftcore.auxiliary import bare_copy
 from peftcore.base_layers import BaseLayer
@@ -20,8 +17,6 @@ class LNTuningAdapter(ModuleCopy):
     Files hold the copy's own tensors under ``ln_tuning_layers``: ``ln_tuning_layers.weight`` and, of a layer that has
     one, ``ln_tuning_layers.bias``.
     """
-
-    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS - {"attention", "parameter"} | {"module"}
 
     def __init__(self, base: BaseLayer, config: LNTuningConfig, shared: None = None) -> None:
         super().__init__(base, bare_copy(base.layer))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 
 from peftcore.base_layers import BaseLayer, OpaqueLayer
@@ -24,10 +26,9 @@ class LNTuningTuner(LayerTuner):
         Raises:
             TargetError: One target lies inside another, of which the copy would act alone.
         """
-        paths = {match.path for match in report.matched}
-        for path in sorted(paths):
-            parts = path.split(".")
-            for depth in range(1, len(parts)):
-                if (outer := ".".join(parts[:depth])) in paths:
-                    raise TargetError(f"target_modules names {outer}, of which {path} is a part. Keep one of the two.")
+        # In this order, what lies inside of a target comes right after it.
+        for outer, path in itertools.pairwise(sorted(match.path.split(".") for match in report.matched)):
+            if path[: len(outer)] == outer:
+                names = ".".join(outer), ".".join(path)
+                raise TargetError("target_modules names {}, of which {} is a part. Keep one of the two.".format(*names))
         return super().plan(report, on_unmatched)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, ThinFactors, WeightDelta
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import TakesFactors
+from peftcore.adapters.taking import take
 from peftcore.base_layers import BaseLayer
 from peftcore.modules import LeanModule
 from peftcore_lora import inits
@@ -32,6 +32,12 @@ class Factor(LeanModule):
         super().__init__()
         # Not by attribute: this runs twice for every layer that is adapted, and nn.Module's attributes are slow to set.
         self._parameters.update(weight=nn.Parameter(weight), bias=None if bias is None else nn.Parameter(bias))
+
+
+def _weight(factor: nn.Module | None) -> Tensor:
+    held: Any = factor
+    found = held._parameters.get("weight")
+    return held.weight if found is None else found  # a parametrization may have taken it
 
 
 class LoraAdapter(WeightDelta, TakesFactors):
@@ -59,7 +65,6 @@ class LoraAdapter(WeightDelta, TakesFactors):
     scaling: float
     form: Form
     lora_bias: bool
-    lora_dropout: nn.Module | None
     lora_A: Factor | None
     lora_B: Factor
     lora_embedding_A: nn.Parameter | None
@@ -71,9 +76,6 @@ class LoraAdapter(WeightDelta, TakesFactors):
         scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
         self.__dict__.update(r=config.r, lora_alpha=config.lora_alpha, scaling=scaling, form=form_for(base, config))
         self.__dict__["lora_bias"] = config.lora_bias
-        # An Identity would be one module more for every layer that is adapted, and one call more in forward.
-        drops_out = config.lora_dropout > 0 and base.kind != "embedding"
-        self._modules["lora_dropout"] = input_dropout(base, config, "lora_dropout") if drops_out else None
         self._make_factors(config)
 
     def _make_factors(self, config: LoraConfig) -> None:
@@ -100,7 +102,6 @@ class LoraAdapter(WeightDelta, TakesFactors):
         _store(saved, self.base.kind, self.form.spread(self.base, a.detach()), b.detach(), self.lora_B.bias)
         return saved
 
-    @torch.no_grad()
     def before_load(self, state: Mapping[str, Tensor]) -> None:
         """Take the factors of a grouped convolution in the form that they have: HF PEFT trains A across the groups."""
         if not isinstance(self.form, (Groups, AcrossGroups)) or not {"lora_A.weight", "lora_B.weight"} <= state.keys():
@@ -108,10 +109,9 @@ class LoraAdapter(WeightDelta, TakesFactors):
         whole = state["lora_A.weight"]
         own = Groups.gather(self.base, whole)
         self.form = Groups() if torch.equal(Groups.spread(self.base, own), whole) else AcrossGroups()
-        _take(self.lora_A, "weight", own if isinstance(self.form, Groups) else whole)
-        _take(self.lora_B, "weight", state["lora_B.weight"])
+        self._take(own if isinstance(self.form, Groups) else whole, state["lora_B.weight"])
         if "lora_B.bias" in state:
-            _take(self.lora_B, "bias", state["lora_B.bias"])
+            take(self.lora_B, "bias", state["lora_B.bias"])
 
     @classmethod
     def config_of_rank(cls, rank: int, **fields: Any) -> LoraConfig:
@@ -123,13 +123,16 @@ class LoraAdapter(WeightDelta, TakesFactors):
         """Let Δ be ``b @ a``; see :meth:`peftcore.adapters.low_rank.TakesFactors.take_factors`."""
         shapes, (a, b) = self.form.shapes(self.base, self.r), self.form.arranged(a, b)
         assert shapes[0] is not None, "config_of_rank asks for no full matrix"
-        a, b = a.reshape(shapes[0]), b.reshape(shapes[1]) / self.scaling
+        self._take(a.reshape(shapes[0]), b.reshape(shapes[1]) / self.scaling)
+
+    def _take(self, a: Tensor, b: Tensor) -> None:
         if self.base.kind == "embedding":
-            _take(self, "lora_embedding_A", a)
-            _take(self, "lora_embedding_B", b)
+            take(self, "lora_embedding_A", a)
+            take(self, "lora_embedding_B", b)
         else:
-            _take(self.lora_A, "weight", a)
-            _take(self.lora_B, "weight", b)
+            assert self.lora_A is not None, "who takes a factor A has one"
+            take(self.lora_A, "weight", a)
+            take(self.lora_B, "weight", b)
 
     def factors(self) -> tuple[Tensor | None, Tensor]:
         """Return A and B; A is None where B is the full matrix."""
@@ -137,7 +140,7 @@ class LoraAdapter(WeightDelta, TakesFactors):
             return self.lora_embedding_A, self.lora_embedding_B
         # Not by nn.Module's slow attributes: this runs in every call of an adapted layer.
         a, b = self._modules["lora_A"], self._modules["lora_B"]
-        return None if a is None else a.weight, b.weight  # type: ignore[union-attr, return-value]
+        return None if a is None else _weight(a), _weight(b)
 
     def delta_weight(self) -> Tensor:
         """Return s · B · A."""
@@ -149,11 +152,6 @@ class LoraAdapter(WeightDelta, TakesFactors):
         output = self.form.act(self.base, *self.factors(), self.entering(x), self.scaling)
         bias = self.delta_bias()
         return output if bias is None else self.base.add_bias(output, bias)
-
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        dropout = self._modules["lora_dropout"]
-        return x if dropout is None else dropout(x)
 
     def thin_factors(self) -> ThinFactors | None:
         """Return A, B and s on a linear layer, unless there is a bias or one full matrix."""
@@ -186,8 +184,7 @@ class LoraAdapter(WeightDelta, TakesFactors):
         return TiedLoraAdapter(base, config, self)
 
     def extra_repr(self) -> str:
-        form = type(self.form).__name__.lower()
-        return f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}, form={form}"
+        return f"{super().extra_repr()}, form={type(self.form).__name__.lower()}"
 
 
 class TiedLoraAdapter(LoraAdapter):
@@ -239,17 +236,6 @@ def _store(module: Any, kind: str, a: Tensor | None, b: Tensor, bias: Tensor | N
         module.lora_embedding_B = nn.Parameter(b)
     else:
         module._modules.update(lora_A=None if a is None else Factor(a), lora_B=Factor(b, bias))
-
-
-def _take(factor: nn.Module | None, name: str, value: Tensor) -> None:
-    """Copy a value into a factor's parameter, or let it take the place of one that has another shape or no values."""
-    assert factor is not None
-    current = getattr(factor, name)
-    if current.is_meta or current.shape != value.shape:
-        value = value.to(current.dtype).clone()
-        setattr(factor, name, nn.Parameter(value, requires_grad=current.requires_grad))
-    else:
-        current.copy_(value)
 
 
 def _check_kind(base: BaseLayer, config: LoraConfig) -> None:

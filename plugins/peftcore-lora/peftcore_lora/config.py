@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, layout_option, option
 
 #: Values of ``init_lora_weights``.
 Init = bool | Literal["gaussian", "orthogonal"]
@@ -26,7 +26,7 @@ class LoraConfig(LayerConfig, method="lora"):
 
     r: int = option(8, "Rank: how many dimensions Δ may have.", at_least=1, pattern="rank_pattern")
     lora_alpha: float = option(8, "Numerator of the scaling.", pattern="alpha_pattern")
-    lora_dropout: float = dropout_option("an entry of the input is dropped")
+    lora_dropout: float = input_dropout_option()
     use_rslora: bool = option(False, "Divide lora_alpha by the square root of r instead of r.")
     rank_pattern: dict[str, int] = option({}, "Ranks of single layers, by regular expressions on their paths' ends.")
     alpha_pattern: dict[str, float] = option({}, "Values of lora_alpha for single layers, written as rank_pattern.")
@@ -47,9 +47,6 @@ class LoraConfig(LayerConfig, method="lora"):
     def validate(self) -> None:
         """Check the fields, and that they go together."""
         super().validate()
-        for pattern, rank in self.rank_pattern.items():
-            if rank < 1:
-                self.refuse("rank_pattern", f"must hold ranks of at least 1, got {rank} for {pattern!r}")
         odd = next((rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2), None)
         if self.init_lora_weights == "orthogonal" and odd is not None:
             self.refuse("init_lora_weights", f"'orthogonal' splits the rank into halves, so it must be even, got {odd}")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.sizes import check_divisor
-from peftcore.adapters.starts import uniform
+from peftcore.adapters.starts import zeros_or_uniform
 from peftcore.base_layers import BaseLayer
 from peftcore_miss.config import MissConfig
 
@@ -30,31 +27,27 @@ class MissAdapter(WeightDelta):
         ConfigError: The sizes do not fit the layer, or dropout can't act on it.
     """
 
-    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
+    kinds = MATRIX_KINDS
 
     def __init__(self, base: BaseLayer, config: MissConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        self.r, self.by_blocks = config.r, config.init_weights == "bat"
-        self.miss_dropout = input_dropout(base, config, "miss_dropout")
-        shape = _shape(base, config)
-        start = uniform(*base.stack_shape, *shape, fan_in=shape[-1]) if config.init_weights is False else None
-        self.miss_block = nn.Parameter(torch.zeros(*base.stack_shape, *shape) if start is None else start)
-
-    @property
-    def depends_on_weight(self) -> bool:  # type: ignore[override]
-        """Whether the form is ``"bat"``."""
-        return self.by_blocks
+        self.r = config.r
+        # W_pq · D_p follows the frozen weight; nothing else does.
+        self.depends_on_weight = config.init_weights == "bat"  # type: ignore[misc]
+        shape, zeros = _shape(base, config), config.init_weights is not False
+        self.miss_block = nn.Parameter(zeros_or_uniform(*base.stack_shape, *shape, zeros=zeros, fan_in=shape[-1]))
 
     def delta_weight(self) -> Tensor:
         """Return Δ."""
-        if self.by_blocks:
+        if self.depends_on_weight:
             return self._blocks()
         out, into = self.base.matrix_shape
         *stack, shard, period = self.miss_block.shape
-        # Whole copies side by side, of which the last may be cut: nothing is looked up entry by entry.
-        rows = self.miss_block.mT.unsqueeze(-3).expand(*stack, out // period, period, shard).flatten(-3, -2)
-        columns = rows.unsqueeze(-2).expand(*stack, out, -(-into // shard), shard).flatten(-2)
-        return columns[..., :into]
+        # Whole copies side by side, of which the last may be cut: nothing is looked up entry by entry. They are copies
+        # of what lies row by row in memory.
+        rows = self.miss_block.mT.contiguous().unsqueeze(-3).expand(*stack, out // period, period, shard)
+        columns = rows.flatten(-3, -2).unsqueeze(-2).expand(*stack, out, -(-into // shard), shard)
+        return columns.flatten(-2)[..., :into]
 
     def _blocks(self) -> Tensor:
         """Return W_pq · D_p + D_p, put together."""
@@ -67,18 +60,14 @@ class MissAdapter(WeightDelta):
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return Δ · dropout(x); on a linear layer, D applied to the sum of the input's shards."""
-        x = self.miss_dropout(x)
-        if self.by_blocks or self.base.kind != "linear":
+        if self.depends_on_weight or self.base.kind != "linear":
             return super().delta_forward(x)
-        out, into = self.base.matrix_shape
-        rest = -into % self.r
+        x = self.entering(x)
+        rest = -x.shape[-1] % self.r
         padded = nn.functional.pad(x, (0, rest)) if rest else x  # either step would copy where nothing is to be done
-        shards = padded.reshape(*x.shape[:-1], (into + rest) // self.r, self.r)
-        features = shards.sum(-2) @ self.miss_block
-        return features if out == features.shape[-1] else features.tile(out // features.shape[-1])
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, r={self.r}"
+        features = torch.unflatten(padded, -1, (-1, self.r)).sum(-2) @ self.miss_block
+        copies = self.base.out_features // features.shape[-1]
+        return features if copies == 1 else features.tile(copies)
 
 
 def _shape(base: BaseLayer, config: MissConfig) -> tuple[int, ...]:
@@ -93,8 +82,7 @@ def _shape(base: BaseLayer, config: MissConfig) -> tuple[int, ...]:
         return out // config.r, config.r, config.r
     if config.r > into:
         config.refuse("r", f"{config.r} is above the {into} inputs of a {base}: choose a smaller one, or exclude it")
-    if config.init_weights != "mini":
-        return config.r, out
-    if out % config.mini_r:
+    period = config.mini_r if config.init_weights == "mini" else out
+    if out % period:
         config.refuse("mini_r", f"{config.mini_r} does not divide the {out} outputs of a {base}: choose a divisor")
-    return config.r, config.mini_r
+    return config.r, period

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from peftcore.config import LayerConfig, dropout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, option
 
 
 class MissConfig(LayerConfig, method="miss"):
@@ -17,7 +17,7 @@ class MissConfig(LayerConfig, method="miss"):
     """
 
     r: int = option(64, "Length of the shards of the input; with 'bat', side of the weight's blocks.", at_least=1)
-    miss_dropout: float = dropout_option("an entry of the input is dropped")
+    miss_dropout: float = input_dropout_option()
     mini_r: int = option(1, "Outputs after which the shared matrix repeats itself; with 'mini' alone.", at_least=1)
     init_weights: bool | Literal["bat", "mini"] = option(
         True,

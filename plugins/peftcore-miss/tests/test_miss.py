@@ -84,15 +84,6 @@ def test_autograd_keeps_no_matrix_beside_delta_and_the_weight():
     assert all(tensor.data_ptr() == layer.weight.data_ptr() for tensor in large)
 
 
-@pytest.mark.parametrize("init", [False, "bat"])
-def test_dropout_acts_on_the_input(init):
-    adapter, x = make(nn.Linear(6, 4), r=2, init_weights=init, miss_dropout=0.5), torch.randn(3, 6)
-    torch.manual_seed(1)
-    dropped = adapter.delta_forward(x)
-    torch.manual_seed(1)
-    torch.testing.assert_close(dropped, nn.functional.dropout(x, 0.5) @ adapter.canonical_delta().T)
-
-
 def test_a_directory_from_the_time_when_it_was_called_bone(tmp_path):
     x, frozen, config = torch.randn(3, 6), nn.Sequential(nn.Linear(6, 4)), MissConfig(r=2, target_modules=["0"])
     model = get_peft_model(frozen, config).eval()

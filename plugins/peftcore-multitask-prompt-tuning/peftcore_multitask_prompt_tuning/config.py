@@ -52,18 +52,11 @@ class MultitaskPromptTuningConfig(PromptConfig, method="multitask_prompt_tuning"
     num_ranks: int | None = option(1, "Rank of each task's matrix.", at_least=1)
     num_tasks: int | None = option(1, "Number of tasks.", at_least=1)
 
-    def _settle_types(self) -> None:
-        super()._settle_types()
-        if self.prompt_tuning_init in MultitaskPromptTuningInit.__members__:
-            self.prompt_tuning_init = MultitaskPromptTuningInit[self.prompt_tuning_init]
-
     def validate(self) -> None:
         """Check the fields, and that a start comes with what it starts from."""
         super().validate()
+        self.require("num_ranks", "num_tasks")
         start = self.prompt_tuning_init
-        for name in ("num_ranks", "num_tasks"):
-            if getattr(self, name) is None:
-                self.refuse(name, "has to be given")
         needed = ["prompt_tuning_init_state_dict_path"] if start.from_source else []
         if start is MultitaskPromptTuningInit.TEXT:
             needed = ["prompt_tuning_init_text", "tokenizer_name_or_path"]
@@ -71,6 +64,4 @@ class MultitaskPromptTuningConfig(PromptConfig, method="multitask_prompt_tuning"
             self.refuse("tokenizer_kwargs", "goes with prompt_tuning_init='TEXT' alone")
         if start is MultitaskPromptTuningInit.EXACT_SOURCE_TASK:
             needed.append("prompt_tuning_init_task")
-        for name in needed:
-            if getattr(self, name) in (None, ""):
-                self.refuse(name, f"has to be given with prompt_tuning_init={start.value!r}")
+        self.require(*needed, because=f" with prompt_tuning_init={start.value!r}")

@@ -33,11 +33,10 @@ class MultitaskPromptEmbedding(PromptEncoder):
 
     def __init__(self, config: MultitaskPromptTuningConfig, sizes: PromptSizes, model: nn.Module) -> None:
         super().__init__(config, sizes, model)
-        rows = (config.num_virtual_tokens or 0) * (config.num_transformer_submodules or 1)
-        tasks, rank = config.num_tasks or 1, config.num_ranks or 1
+        tasks, rank, (rows, dim) = config.num_tasks or 1, config.num_ranks or 1, self.table_shape(config)
         self.prefix_task_cols = nn.Parameter(torch.randn(tasks, rows, rank) * _SPREAD)
-        self.prefix_task_rows = nn.Parameter(torch.randn(tasks, rank, sizes.token_dim) * _SPREAD)
-        self.prompt_embeddings = nn.Parameter(torch.randn(rows, sizes.token_dim))
+        self.prefix_task_rows = nn.Parameter(torch.randn(tasks, rank, dim) * _SPREAD)
+        self.prompt_embeddings = nn.Parameter(torch.randn(rows, dim))
         if not config.comes_from_file:
             self._start(config, model)
 
@@ -52,25 +51,26 @@ class MultitaskPromptEmbedding(PromptEncoder):
                 getattr(self, name).copy_(tensor)
 
     def embeddings(self, batch: Batch) -> Tensor:
-        """Return each row's virtual tokens, ``[rows, tokens, dim]``."""
-        tasks = self._tasks(batch)
-        return self.prompt_embeddings * (self.prefix_task_cols[tasks] @ self.prefix_task_rows[tasks])
+        """Return each row's virtual tokens, ``[rows, tokens, dim]``; those of one task for all, ``[tokens, dim]``."""
+        task = self._task(batch)
+        return self.prompt_embeddings * (self.prefix_task_cols[task] @ self.prefix_task_rows[task])
 
-    def _tasks(self, batch: Batch) -> Tensor:
-        """Return the task of each row, ``[rows]``.
+    def _task(self, batch: Batch) -> Tensor | int:
+        """Return the task of each row, ``[rows]``, or the one that all have.
 
         Raises:
             TaskError: They are not said, are no integers, or are not among the tasks.
         """
         given, number = batch.argument("task_ids", "Multitask prompt tuning"), self.config.num_tasks or 1
         integers = type(given) is int or (isinstance(given, Tensor) and given.dtype in _INTEGERS)
-        tasks = torch.as_tensor(given, device=self.prefix_task_cols.device) if integers else None
+        tasks = torch.as_tensor(given, dtype=torch.int64) if integers else None
         if tasks is None or tuple(tasks.shape) not in {(), (1,), (batch.rows,)}:
             raise TaskError(
                 f"task_ids must be a tensor of integers, one for each of the {batch.rows} rows or one for all; got "
                 + (f"{list(given.shape)} of {given.dtype}." if isinstance(given, Tensor) else f"{given!r}.")
             )
-        foreign = sorted({int(task) for task in tasks.reshape(-1) if not 0 <= task < number})
+        different = set(tasks.reshape(-1).tolist())
+        foreign = sorted(task for task in different if not 0 <= task < number)
         if foreign:
             raise TaskError(f"task_ids {foreign} are none of the adapter's {number} tasks, 0 to {number - 1}.")
-        return tasks.expand(batch.rows)
+        return different.pop() if len(different) == 1 else tasks.to(self.prefix_task_cols.device)

@@ -68,6 +68,12 @@ def test_one_task_may_stand_for_all_rows(one):
     assert torch.equal(answer(model, task_ids=one), answer(model, task_ids=torch.tensor([1, 1, 1])))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
+def test_task_ids_may_be_integers_of_any_size(dtype):
+    model = prompted()
+    assert torch.equal(answer(model, task_ids=TASKS.to(dtype)), answer(model, task_ids=TASKS))
+
+
 def test_rows_of_a_mixed_batch_have_tasks_of_their_own():
     model = prompted()
     with seeded(2):

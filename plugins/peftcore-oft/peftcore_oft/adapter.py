@@ -31,6 +31,8 @@ class OFTAdapter(OrthogonalTransform):
             HF PEFT did when it wrote the file.
     """
 
+    shown = ("blocks", "size")
+
     def __init__(self, base: BaseLayer, config: OFTConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
         self.blocks, self.size = block_layout(base, config, "r", "oft_block_size", nearest=config.inference_mode)
@@ -48,12 +50,10 @@ class OFTAdapter(OrthogonalTransform):
         """Return the blocks, ``[blocks, b, b]``."""
         entries: Tensor = self._modules[self._name].weight  # type: ignore[union-attr, assignment]
         skew = skew_symmetric(entries, self.size, self.limit)
-        blocks = cayley(skew) if self.terms is None else cayley_series(-skew, self.terms)
+        # The series is that of −S, which is Sᵀ: so it is that of S, transposed.
+        blocks = cayley(skew) if self.terms is None else cayley_series(skew, self.terms).mT
         return blocks.expand(self.blocks, -1, -1)
 
     def turn(self, vectors: Tensor, factors: Tensor, back: bool) -> Tensor:
         """Turn each block of features."""
         return turn_blocks(vectors, factors, back)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, blocks={self.blocks}, size={self.size}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from peftcore.adapters.orthogonal import check_blocks
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.adapters.orthogonal import BlockConfig
+from peftcore.config import dropout_option, layout_option, option
 
 
-class OFTConfig(LayerConfig, method="oft"):
+class OFTConfig(BlockConfig, method="oft"):
     """Orthogonal finetuning, W' = W · blockdiag(R₁ … R_D) (arXiv 2306.07280; version 2: arXiv 2506.19847).
 
     Names and defaults are those of HF PEFT.
@@ -14,6 +14,8 @@ class OFTConfig(LayerConfig, method="oft"):
     Raises:
         ConfigError: A value has the wrong type, lies outside its bounds or does not go with another.
     """
+
+    count_field, size_field = "r", "oft_block_size"
 
     r: int = option(0, "Number of blocks; 0 to give their size instead.", at_least=0)
     oft_block_size: int = option(32, "Size of the blocks; 0 to give their number instead.", at_least=0)
@@ -27,8 +29,3 @@ class OFTConfig(LayerConfig, method="oft"):
     )
     num_cayley_neumann_terms: int = option(5, "Terms of the series.", at_least=1)
     fan_in_fan_out: bool = layout_option()
-
-    def validate(self) -> None:
-        """Check the fields, and that the blocks are given by their number or by their size."""
-        super().validate()
-        check_blocks(self, "r", "oft_block_size")

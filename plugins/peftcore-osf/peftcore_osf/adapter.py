@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.low_rank import LowRankDelta
-from peftcore.adapters.singular import SingularParts, decomposed, exact_parts, squared_parts
+from peftcore.adapters.singular import careful_parts, decomposed
 from peftcore.base_layers import BaseLayer
 from peftcore_osf.config import OsfConfig
 
@@ -37,10 +37,10 @@ class OsfAdapter(LowRankDelta):
         super().__init__(base, config, shared)
         self.projects_weights = config.project_weights
         rank = frozen_rank(base, config)
-        u, s, v = decomposed(base, min(base.matrix_shape), singular_parts, torch.float64)
-        kept: dict[str, Tensor | None] = {"U_strong": _strong(u, rank), "V_strong": _strong(v.mT, rank)}
-        kept |= {"U_start": u[..., rank:], "S_start": s[..., rank:], "V_start": v[..., rank:, :]}
-        for name, part in kept.items():
+        u, s, v = decomposed(base, min(base.matrix_shape), careful_parts, torch.float64)
+        kept = {"U_start": u[..., rank:], "S_start": s[..., rank:], "V_start": v[..., rank:, :]}
+        strong = {"U_strong": _strong(u, rank), "V_strong": _strong(v.mT, rank)}
+        for name, part in (kept | strong).items():
             held = None if part is None else part.clone(memory_format=torch.contiguous_format)
             self.register_buffer(f"osf_{name}", held, persistent=False)
         start: Any = torch.randn_like if config.init_weights is False else torch.clone
@@ -49,10 +49,9 @@ class OsfAdapter(LowRankDelta):
 
     def trained(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return U, S and V; what comes back to U and V as a gradient is projected."""
-        held = self.osf_svd_params
-        u = self._free(held["U_low"], self.osf_U_start, self.osf_U_strong)
-        v = self._free(held["V_low"].mT, self.osf_V_start.mT, self.osf_V_strong).mT
-        return u, held["S_low"], v
+        u, s, v = (self.osf_svd_params[f"{name}_low"] for name in "USV")
+        u = self._free(u, self.osf_U_start, self.osf_U_strong)
+        return u, s, self._free(v.mT, self.osf_V_start.mT, self.osf_V_strong).mT
 
     def _free(self, vectors: Tensor, weak: Tensor, strong: Tensor | None) -> Tensor:
         project: Any = projected if self.projects_weights else ProjectedGradient.apply
@@ -131,8 +130,9 @@ def frozen_rank(base: BaseLayer, config: OsfConfig) -> int:
         ConfigError: None, or all. An adapter for inference may have nothing that trains, as a file of HF PEFT's may.
     """
     most, asked = min(base.matrix_shape), config.effective_rank
-    share = 0.5 if asked is None else asked if isinstance(asked, float) else 0.0
-    rank = int(share * most) if 0 < share <= 1 else int(asked or 0)
+    if asked is None:
+        asked = 0.5
+    rank = int(asked * most) if isinstance(asked, float) and asked <= 1 else int(asked)
     if rank >= most and config.inference_mode:
         return most
     if not 0 < rank < most:
@@ -142,16 +142,3 @@ def frozen_rank(base: BaseLayer, config: OsfConfig) -> int:
             "all: choose another for that layer alone in rank_pattern, or exclude it",
         )
     return rank
-
-
-def singular_parts(weight: Tensor) -> SingularParts:
-    """Return all of U, S and V of a weight ``[…, out, in]`` in float64.
-
-    They come from the square of the weight, sooner than from a singular value decomposition in float32, and more
-    exactly: in float64 squaring costs nothing that float32 could hold, unless singular values are next to zero. Then
-    their vectors have no direction left, and the decomposition has to find it.
-    """
-    parts = squared_parts(weight)
-    if (parts.s[..., -1] <= 1e-6 * parts.s[..., 0]).any():
-        return exact_parts(weight)
-    return parts

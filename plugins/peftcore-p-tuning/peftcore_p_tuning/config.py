@@ -34,9 +34,3 @@ class PromptEncoderConfig(PromptConfig, method="p_tuning"):
     )
     encoder_num_layers: int = option(2, "Layers of the LSTM, or hidden layers of the MLP.", at_least=1)
     encoder_dropout: float = dropout_option("a feature between two layers of the LSTM is dropped")
-
-    def _settle_types(self) -> None:
-        super()._settle_types()
-        kind = self.encoder_reparameterization_type
-        if isinstance(kind, str) and kind in PromptEncoderReparameterizationType.__members__:
-            self.encoder_reparameterization_type = PromptEncoderReparameterizationType[kind]

@@ -18,10 +18,7 @@ class PTuningEncoder(EmbeddingTable):
     """
 
     def __init__(self, config: PromptEncoderConfig, sizes: PromptSizes, model: nn.Module) -> None:
-        rows = (config.num_virtual_tokens or 0) * (config.num_transformer_submodules or 1)
-        recurrent = config.encoder_reparameterization_type is PromptEncoderReparameterizationType.LSTM
-        network = (Recurrent if recurrent else Perceptron)(config, rows, sizes.token_dim)
-        super().__init__(config, sizes, model, network=network)
+        super().__init__(config, sizes, model, network=Network(config, *self.table_shape(config)))
 
     @classmethod
     def sizes_in_config(cls, sizes: PromptSizes) -> dict[str, int]:
@@ -29,47 +26,33 @@ class PTuningEncoder(EmbeddingTable):
         return {**super().sizes_in_config(sizes), "encoder_hidden_size": sizes.token_dim}
 
 
-class Perceptron(nn.Module):
-    """Takes each virtual token through hidden layers with ReLU.
+class Network(nn.Module):
+    """Takes an embedding per virtual token through hidden layers with ReLU, and first through an LSTM if that is asked.
+
+    The LSTM reads in both directions; behind it there is one hidden layer, as wide as its states.
 
     Args:
-        config: Says how wide and how many they are.
+        config: Says how wide and how many the layers are, and what is dropped between those of the LSTM.
         rows: Virtual tokens.
         dim: Their width.
     """
 
     def __init__(self, config: PromptEncoderConfig, rows: int, dim: int) -> None:
         super().__init__()
-        hidden = config.encoder_hidden_size or dim
+        self.lstm_head: nn.LSTM | None = None
+        width, layers = config.encoder_hidden_size or dim, config.encoder_num_layers
         self.embedding = nn.Embedding(rows, dim)
-        self.mlp_head = nn.Sequential(*_layers(dim, [hidden] * config.encoder_num_layers, dim))
+        first, hidden = dim, [width] * layers
+        if config.encoder_reparameterization_type is PromptEncoderReparameterizationType.LSTM:
+            dropout = config.encoder_dropout if layers > 1 else 0.0  # torch warns of one that is between no layers
+            self.lstm_head = nn.LSTM(dim, width, layers, batch_first=True, dropout=dropout, bidirectional=True)
+            first, hidden = 2 * width, [2 * width]
+        self.mlp_head = nn.Sequential(*_layers(first, hidden, dim))
 
     def forward(self) -> Tensor:
         """Return the virtual tokens, ``[rows, dim]``."""
-        return self.mlp_head(self.embedding.weight)
-
-
-class Recurrent(nn.Module):
-    """Reads the virtual tokens in both directions, then takes each through one hidden layer with ReLU.
-
-    Args:
-        config: Says how wide and how many the LSTM's layers are, and what is dropped between them.
-        rows: Virtual tokens.
-        dim: Their width.
-    """
-
-    def __init__(self, config: PromptEncoderConfig, rows: int, dim: int) -> None:
-        super().__init__()
-        hidden, layers = config.encoder_hidden_size or dim, config.encoder_num_layers
-        dropout = config.encoder_dropout if layers > 1 else 0.0  # torch warns of a dropout that is between no layers
-        self.embedding = nn.Embedding(rows, dim)
-        self.lstm_head = nn.LSTM(dim, hidden, layers, batch_first=True, dropout=dropout, bidirectional=True)
-        self.mlp_head = nn.Sequential(*_layers(2 * hidden, [2 * hidden], dim))
-
-    def forward(self) -> Tensor:
-        """Return the virtual tokens, ``[rows, dim]``."""
-        states, _ = self.lstm_head(self.embedding.weight[None])
-        return self.mlp_head(states[0])
+        tokens = self.embedding.weight
+        return self.mlp_head(tokens if self.lstm_head is None else self.lstm_head(tokens[None])[0][0])
 
 
 def _layers(size: int, hidden: list[int], last: int) -> Iterator[nn.Module]:

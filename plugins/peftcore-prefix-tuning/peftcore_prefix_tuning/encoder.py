@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from peftcore.prompts import KeyValueTable, PromptConfig, PromptSizes
+from peftcore.prompts import KeyValueTable, PromptSizes
 from peftcore_prefix_tuning.config import PrefixTuningConfig
 
 
@@ -18,11 +18,10 @@ class PrefixEncoder(KeyValueTable):
 
     def __init__(self, config: PrefixTuningConfig, sizes: PromptSizes, model: nn.Module) -> None:
         if config.prefix_projection:
-            super().__init__(config, sizes, model, network=Projection(config))
+            super().__init__(config, sizes, model, network=Projection(config, *self.table_shape(config)))
         else:
-            tokens, width = config.num_virtual_tokens or 0, _width(config)
-            table = torch.zeros(tokens, width) if config.init_weights == "zero" else torch.randn(tokens, width)
-            super().__init__(config, sizes, model, table=table)
+            start = torch.zeros if config.init_weights == "zero" else torch.randn
+            super().__init__(config, sizes, model, table=start(self.table_shape(config)))
 
     @classmethod
     def sizes_in_config(cls, sizes: PromptSizes) -> dict[str, int]:
@@ -32,19 +31,21 @@ class PrefixEncoder(KeyValueTable):
 
 
 class Projection(nn.Module):
-    """A network that makes the table: an embedding per token, a hidden layer, all keys and values at once."""
+    """A network that makes the table: an embedding per token, a hidden layer, all keys and values at once.
 
-    def __init__(self, config: PrefixTuningConfig) -> None:
+    Args:
+        config: Says how wide embeddings and hidden layer are.
+        tokens: Virtual tokens.
+        width: Of all keys and values of one.
+    """
+
+    def __init__(self, config: PrefixTuningConfig, tokens: int, width: int) -> None:
         super().__init__()
         dim, hidden = config.token_dim or 0, config.encoder_hidden_size or 0
-        self.embedding = nn.Embedding(config.num_virtual_tokens or 0, dim)
-        self.transform = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, _width(config)))
+        self.embedding = nn.Embedding(tokens, dim)
+        self.transform = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, width))
 
     def forward(self) -> Tensor:
         """Return the table."""
         table: Tensor = self.transform(self.embedding.weight)
         return table
-
-
-def _width(config: PromptConfig) -> int:
-    return (config.num_layers or 0) * 2 * (config.token_dim or 0)

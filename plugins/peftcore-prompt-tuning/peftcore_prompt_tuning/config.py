@@ -36,17 +36,10 @@ class PromptTuningConfig(PromptConfig, method="prompt_tuning"):
     tokenizer_name_or_path: str | None = option(None, "The tokenizer for TEXT.")
     tokenizer_kwargs: dict[str, Any] | None = option(None, "Keywords for loading the tokenizer.")
 
-    def _settle_types(self) -> None:
-        super()._settle_types()
-        if isinstance(self.prompt_tuning_init, str) and self.prompt_tuning_init in PromptTuningInit.__members__:
-            self.prompt_tuning_init = PromptTuningInit[self.prompt_tuning_init]
-
     def validate(self) -> None:
         """Check the fields, and that a text comes with its tokenizer."""
         super().validate()
         if self.prompt_tuning_init == "TEXT":
-            for name in ("prompt_tuning_init_text", "tokenizer_name_or_path"):
-                if not getattr(self, name):
-                    self.refuse(name, "has to be given with prompt_tuning_init='TEXT'")
-        if self.tokenizer_kwargs and self.prompt_tuning_init != "TEXT":
+            self.require("prompt_tuning_init_text", "tokenizer_name_or_path", because=" with prompt_tuning_init='TEXT'")
+        elif self.tokenizer_kwargs:
             self.refuse("tokenizer_kwargs", "goes with prompt_tuning_init='TEXT' alone")

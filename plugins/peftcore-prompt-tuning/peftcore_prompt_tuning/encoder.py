@@ -20,8 +20,7 @@ class PromptEmbedding(EmbeddingTable):
     """
 
     def __init__(self, config: PromptTuningConfig, sizes: PromptSizes, model: nn.Module) -> None:
-        rows = (config.num_virtual_tokens or 0) * (config.num_transformer_submodules or 1)
-        super().__init__(config, sizes, model, table=_start(config, rows, sizes.token_dim, model))
+        super().__init__(config, sizes, model, table=_start(config, *self.table_shape(config), model))
 
 
 def _start(config: PromptTuningConfig, rows: int, dim: int, model: nn.Module) -> Tensor:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.orthogonal import cayley, cayley_series, skew_symmetric
 from peftcore.adapters.singular import SingularParts, decomposed, exact_parts
@@ -36,11 +32,10 @@ class PsoftAdapter(LowRankDelta):
 
     def __init__(self, base: BaseLayer, config: PsoftConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        self.psoft_dropout = input_dropout(base, config, "psoft_dropout")
         check_subspace(base, config, "r")
         self.is_orthogonal = config.psoft_orth
         self.terms = config.num_cayley_neumann_terms if config.use_cayley_neumann else None
-        self.limit = config.cayley_neumann_eps
+        self.limit = config.cayley_neumann_eps if config.use_cayley_neumann else None
         for name, factor in zip("AB", principal_factors(base, config), strict=True):
             self.register_buffer(f"psoft_{name}", factor, persistent=False)
         self.psoft_R = nn.ParameterDict(_rotation(base.stack_shape, config))
@@ -60,13 +55,8 @@ class PsoftAdapter(LowRankDelta):
         entries = self.psoft_R["weight"]
         if not self.is_orthogonal:
             return entries
-        if self.terms is None:
-            return cayley(skew_symmetric(entries, self.psoft_A.shape[-2]))
-        return cayley_series(skew_symmetric(entries, self.psoft_A.shape[-2], self.limit), self.terms)
-
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        return self.psoft_dropout(x)
+        skew = skew_symmetric(entries, self.psoft_A.shape[-2], self.limit)
+        return cayley(skew) if self.terms is None else cayley_series(skew, self.terms)
 
 
 def principal_factors(base: BaseLayer, config: PsoftConfig) -> tuple[Tensor, Tensor]:
@@ -75,25 +65,21 @@ def principal_factors(base: BaseLayer, config: PsoftConfig) -> tuple[Tensor, Ten
     R's entries in a file mean something only for the singular vectors, signs included, for which they were trained.
     So these must be found by the very same decomposition each time.
     """
-    parts = decomposed(base, config.r, exact_parts if config.psoft_svd == "full" else _sketched_parts(config))
-    if config.ab_svd_init == "psoft_init":
-        return parts.v.contiguous(), parts.u * parts.s.unsqueeze(-2)
-    return parts.halves()
 
-
-def _sketched_parts(config: PsoftConfig) -> Callable[[Tensor], SingularParts]:
-    """Return what finds the leading singular parts of a matrix by random projections, from the config's seed."""
-
-    def decompose(matrix: Tensor) -> SingularParts:
+    def sketched_parts(matrix: Tensor) -> SingularParts:
+        """Find them by random projections, from the config's seed."""
         with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
             torch.manual_seed(config.random_seed)
             u, s, v = torch.svd_lowrank(matrix, q=config.r, niter=config.psoft_svd_lowrank_niter)
         return SingularParts(u, s, v.mT)
 
-    return decompose
+    parts = decomposed(base, config.r, exact_parts if config.psoft_svd == "full" else sketched_parts)
+    if config.ab_svd_init == "psoft_init":
+        return parts.v.contiguous(), parts.u * parts.s.unsqueeze(-2)
+    return parts.halves()
 
 
-def _rotation(stack: tuple[int, ...], config: PsoftConfig) -> dict[str, Any]:
+def _rotation(stack: tuple[int, ...], config: PsoftConfig) -> dict[str, Tensor]:
     """Return what trains, as it starts."""
     r = config.r
     start = torch.zeros(*stack, r * (r - 1) // 2) if config.psoft_orth else torch.eye(r).repeat(*stack, 1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, layout_option, option
 
 
 class PsoftConfig(LayerConfig, method="psoft"):
@@ -19,14 +19,14 @@ class PsoftConfig(LayerConfig, method="psoft"):
 
     r: int = option(32, "Size of R: dimensions of the subspace.", at_least=1)
     psoft_alpha: int = option(32, "No effect: HF PEFT scales by alpha / r, and B · A by the inverse of that.", above=0)
-    psoft_dropout: float = dropout_option("an entry of the input is dropped")
+    psoft_dropout: float = input_dropout_option()
     fan_in_fan_out: bool = layout_option()
     ab_svd_init: Literal["psoft_init", "pissa_init"] = option(
         "psoft_init",
         "Where W's singular values go: all into B, so that A's rows are orthonormal, or their square roots into each.",
     )
     psoft_svd: Literal["full", "lowrank"] = option(
-        "full", "How W is decomposed: exactly, or by random projections, which is much faster."
+        "full", "How W is decomposed: exactly, or fast, by random projections."
     )
     psoft_svd_lowrank_niter: int = option(10, "Power iterations of the latter.", at_least=0)
     random_seed: int = option(
@@ -35,11 +35,7 @@ class PsoftConfig(LayerConfig, method="psoft"):
     psoft_orth: bool = option(True, "Keep R orthogonal; otherwise it is any matrix.")
     psoft_mag_b: bool = option(True, "Train the scaling b on R's outputs.")
     psoft_mag_a: bool = option(True, "Train the scaling a on R's inputs.")
-    use_cayley_neumann: bool = option(
-        False, "Compute R by a series without an inverse, orthogonal up to the terms left out."
-    )
+    use_cayley_neumann: bool = option(False, "Compute R by a series, orthogonal up to the terms that it leaves out.")
     num_cayley_neumann_terms: int = option(5, "Terms of the series.", at_least=1)
-    cayley_neumann_eps: float | None = option(
-        None, "Bound of the norm of R's generator in the series; none if None.", above=0, below=1
-    )
+    cayley_neumann_eps: float | None = option(None, "In the series, bound of Q's norm; none if None.", above=0, below=1)
     init_weights: bool = option(True, "Start with R = I, so that the model is as it was; False is for tests.")

@@ -149,9 +149,3 @@ def test_a_rank_above_the_subspace_is_refused():
     with pytest.raises(ConfigError, match=r"PsoftConfig\.r: 5 is above the 4 singular values of a Linear"):
         get_peft_model(model, config(r=5))
     before.assert_same(model, "After a config was refused", "")
-
-
-def test_dropout_is_refused_where_the_weight_is_used_as_a_whole():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    with pytest.raises(ConfigError, match=r"PsoftConfig\.psoft_dropout.*MultiheadAttention"):
-        get_peft_model(model, config(psoft_dropout=0.1, target_modules=["attention"]))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from peftcore.adapters.delta import MATRIX_KINDS
 from peftcore.adapters.dropout import input_dropout
-from peftcore.adapters.projections import ProjectedDelta
+from peftcore.adapters.projections import Chain, ProjectedDelta
 from peftcore.base_layers import BaseLayer
 from peftcore_pvera.config import PveraConfig
 from peftcore_pvera.projections import PveraProjections
@@ -26,53 +26,44 @@ class PveraAdapter(ProjectedDelta):
     """
 
     # Where a layer uses its weight as a whole, there are no features to be drawn.
-    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS - {"attention", "parameter"}
+    kinds = MATRIX_KINDS - {"attention", "parameter"}
 
     def __init__(self, base: BaseLayer, config: PveraConfig, shared: PveraProjections) -> None:
         super().__init__(base, config, shared)
-        self.pvera_dropout = input_dropout(base, config, "pvera_dropout")
+        # Not by the family, whose Δ acts on what is left of the input: here, features are drawn as well.
+        self.input_dropout = input_dropout(base, config, "pvera_dropout")
         self.sample_at_inference = config.sample_at_inference
         self.generator_seed = config.generator_seed
         self._generator: Generator | None = None
-        self.pvera_lambda_b = nn.Parameter(torch.ones(base.matrix_shape[0]))
-        self.pvera_lambda_d = nn.Parameter(torch.randn(2 * config.r))
-        if config.init_weights:
-            nn.init.zeros_(self.pvera_lambda_b)
-            nn.init.constant_(self.pvera_lambda_d, config.d_initial)
+        self.pvera_lambda_b, self.pvera_lambda_d = self.scales(config)
 
     @classmethod
     def can_adapt(cls, base: BaseLayer) -> bool:
         """Whether the layer's kind is among :attr:`kinds`, and the layer acts otherwise than by a weight alone."""
         return super().can_adapt(base) and base.additive
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return diag(λ_d) · A for the mean, and diag(λ_b) · B."""
+    def chain(self) -> Chain:
+        """Return what Δ is made of where z is its mean."""
         a, b = self.projections()
         r = b.shape[-1]
-        return self.pvera_lambda_d[:r].unsqueeze(-1) * a[:r], self.pvera_lambda_b.unsqueeze(-1) * b
-
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        return self.pvera_dropout(x)
+        return Chain(a[:r], self.pvera_lambda_d[:r], b, self.pvera_lambda_b)
 
     def delta_forward(self, x: Tensor) -> Tensor:
-        """Return λ_b ∘ B · z, with z for the input after dropout.
+        """Return λ_b ∘ B · z, with z for the input after dropout."""
+        if not (self.training or self.sample_at_inference):
+            return super().delta_forward(x)
+        (a, b), groups = self.projections(), self.base.groups
+        features = self.into_rank(a if groups == 1 else a.repeat(groups, 1), self.entering(x))
+        latent = self.base.with_features_last(self._drawn, features)
+        return self.scaled(self.base.apply_pointwise(b, latent), self.pvera_lambda_b)
 
-        The vectors scale features rather than matrices: training then needs no gradient in a matrix's size.
-        """
-        a, b = self.projections()
-        features = self.into_rank(a.repeat(self.base.groups, 1), self.entering(x))
-        latent = self.base.with_features_last(self._latent, features)
-        output = self.base.apply_pointwise(b, latent)
-        return self.base.with_features_last(lambda change: change * self.pvera_lambda_b, output)
-
-    def _latent(self, features: Tensor) -> Tensor:
+    def _drawn(self, features: Tensor) -> Tensor:
         """Return z ``[..., groups · r]`` for A · x ``[..., groups · 2 · r]``."""
-        by_group = features.reshape(*features.shape[:-1], self.base.groups, len(self.pvera_lambda_d))
-        mean, log_variance = (by_group * self.pvera_lambda_d).chunk(2, -1)
-        if self.training or self.sample_at_inference:
-            mean = mean + self._noise(mean) * (log_variance / 2).exp()
-        return mean.flatten(-2)
+        of_mean, of_log_variance = self.pvera_lambda_d.chunk(2)
+        # ½ · v at once: to halve a vector takes no pass over what comes of all tokens.
+        scaled = torch.unflatten(features, -1, (self.base.groups, -1)) * torch.cat((of_mean, of_log_variance / 2))
+        mean, log_deviation = scaled.chunk(2, -1)
+        return torch.addcmul(mean, self._noise(mean), log_deviation.exp()).flatten(-2)
 
     def _noise(self, like: Tensor) -> Tensor:
         if self.generator_seed is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from peftcore.adapters.projections import ProjectionConfig
-from peftcore.config import dropout_option, layout_option, option
+from peftcore.adapters.projections import PairConfig
+from peftcore.config import dropout_option, option
 
 
-class PveraConfig(ProjectionConfig, method="pvera"):
+class PveraConfig(PairConfig, method="pvera"):
     """Probabilistic vector-based random matrix adaptation (arXiv 2512.07703).
 
     The layer's output changes by λ_b ∘ B · z, where z is drawn from a normal distribution that depends on the input:
@@ -18,11 +18,7 @@ class PveraConfig(ProjectionConfig, method="pvera"):
         ConfigError: A value has the wrong type, lies outside its bounds or does not go with another.
     """
 
-    r: int = option(256, "Rank: entries of z; may be above the layers' sizes.", at_least=1)
     pvera_dropout: float = dropout_option("an entry of the input is dropped")
-    d_initial: float = option(0.1, "What λ_d starts with.")
-    fan_in_fan_out: bool = layout_option()
-    init_weights: bool = option(True, "Start with λ_b = 0, so that the model is as it was; False is for tests.")
     sample_at_inference: bool = option(False, "Draw z outside of training too; otherwise its mean is used there.")
     generator_seed: int | None = option(
         None,

@@ -45,10 +45,10 @@ class RandLoraBases(Projections):
 
 def _unit(name: str, drawn: Tensor, config: RandLoraConfig) -> Tensor:
     """Return what was drawn, divided by its standard deviation."""
-    unit = (drawn / drawn.std()).float() if drawn.numel() > 1 else drawn * math.nan
-    if not unit.isfinite().all():
-        config.refuse("r", f"{config.r} gives a {name} of {list(unit.shape)}, too small to be drawn; raise it")
-    return unit
+    deviation = drawn.std() if drawn.numel() > 1 else drawn.new_zeros(())
+    if not deviation > 0:
+        config.refuse("r", f"{config.r} gives a {name} of {list(drawn.shape)}, too small to be drawn; raise it")
+    return drawn.div_(deviation).float()
 
 
 def _signs(size: tuple[int, ...], spread: float, generator: Generator) -> Tensor:

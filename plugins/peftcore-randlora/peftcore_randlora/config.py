@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftcore.adapters.projections import ProjectionConfig
-from peftcore.config import dropout_option, layout_option, option
+from peftcore.config import input_dropout_option, layout_option, option
 
 
 class RandLoraConfig(ProjectionConfig, method="randlora"):
@@ -19,7 +19,7 @@ class RandLoraConfig(ProjectionConfig, method="randlora"):
     r: int = option(32, "Rank of each basis: the smaller it is, the more bases and parameters.", at_least=1)
     sparse: bool = option(False, "Draw bases of -1, 0 and 1, two thirds of them zeros.")
     very_sparse: bool = option(False, "As sparse, but with all entries zero except one of √(smaller size).")
-    randlora_dropout: float = dropout_option("an entry of the input is dropped")
+    randlora_dropout: float = input_dropout_option()
     fan_in_fan_out: bool = layout_option()
     randlora_alpha: float = option(640, "Numerator of the scaling; about 20 times the rank.")
     init_weights: bool = option(True, "Start with λ = 0, so that the model is as it was; False is for tests.")

@@ -80,16 +80,6 @@ def test_bases_have_unit_deviation():
             assert abs((drawn == 0).float().mean() - zeros) < 0.05
 
 
-def test_dropout_acts_on_the_input():
-    model, frozen = adapted(randlora_dropout=0.5).train(), base()[0]
-    torch.manual_seed(1)
-    dropped = model.get_base_model()[0](X)
-    torch.manual_seed(1)
-    adapter = model.get_base_model()[0].adapters["default"]
-    expected = frozen(X) + nn.functional.dropout(X, 0.5) @ adapter.delta_weight().T
-    torch.testing.assert_close(dropped, expected)
-
-
 @pytest.mark.parametrize("save_projection", [True, False])
 def test_bases_follow_the_model(save_projection):
     """They are held once, on the model's device and in its dtype, and copies have their own."""
@@ -185,9 +175,3 @@ def test_bases_too_small_to_be_drawn_are_refused(model, options):
     with pytest.raises(ConfigError, match=r"RandLoraConfig\.r: .* too small"):
         get_peft_model(model, RandLoraConfig(target_modules=["0"], **options))
     before.assert_same(model, "After a config was refused", "")
-
-
-def test_dropout_is_refused_where_the_weight_is_used_as_a_whole():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    with pytest.raises(ConfigError, match=r"RandLoraConfig\.randlora_dropout.*MultiheadAttention"):
-        get_peft_model(model, RandLoraConfig(r=2, randlora_dropout=0.1, target_modules=["attention"]))

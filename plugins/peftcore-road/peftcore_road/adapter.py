@@ -45,7 +45,8 @@ class RoadAdapter(OutputScale):
         """Return the rotated pairs, by products with vectors alone."""
         partners = self._by_groups(features, 2).flip(-2).reshape(features.shape)
         own, other = self.coefficients()
-        return features * own + partners * other
+        # The sum takes no memory of its own.
+        return (features * own).add_(partners * other)
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """Return what each output is multiplied by, and what the other one of its pair is, both ``[out]``."""
@@ -56,7 +57,8 @@ class RoadAdapter(OutputScale):
     def _by_place(self, entries: Tensor) -> Tensor:
         """Return entries as ``[groups, 4, pairs]``, for the places 11, 22, 12 and 21 of the pairs' matrices."""
         per_pair = 2 * len(entries) // self.base.out_features
-        return self._by_groups(entries, per_pair).repeat(1, 4 // per_pair, 1)
+        by_groups = self._by_groups(entries, per_pair)
+        return by_groups.expand(-1, 4, -1) if per_pair == 1 else by_groups.repeat(1, 4 // per_pair, 1)
 
     def _by_groups(self, vectors: Tensor, rows: int) -> Tensor:
         """Return vectors ``[..., groups · rows · pairs]`` as ``[..., groups, rows, pairs]``."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.delta import MATRIX_KINDS, WeightDelta
-from peftcore.adapters.dropout import drops, input_dropout, with_part_dropped
+from peftcore.adapters.dropout import drops, input_dropout
+from peftcore.adapters.entries import Entries
 from peftcore.adapters.sizes import check_rank
-from peftcore.adapters.sparse import check_places, scattered
-from peftcore.adapters.starts import uniform
+from peftcore.adapters.sparse import SparseDelta
+from peftcore.adapters.starts import uniform, zeros_or_uniform
 from peftcore.base_layers import BaseLayer
 from peftcore_supertuning.config import SupertuningConfig
 
 
-class SupertuningAdapter(WeightDelta):
+class SupertuningAdapter(SparseDelta):
     """Super-Tuning of one layer, Δ = S, or with a rank Supra, Δ = S + s · B · A (arXiv 2607.09287).
 
     S is zero but for the n = ⌊(1 − sparsity) · size⌋ entries of the flattened frozen weight that are largest in
@@ -33,34 +30,24 @@ class SupertuningAdapter(WeightDelta):
             weight, or dropout can't act on the layer.
     """
 
-    kinds: ClassVar[frozenset[str]] = MATRIX_KINDS
-
-    supertuning_indices: Tensor
+    values_name, places_name = "supertuning_values", "supertuning_indices"
+    shown = ("count", "r", "scaling")
 
     def __init__(self, base: BaseLayer, config: SupertuningConfig, shared: None = None) -> None:
         super().__init__(base, config, shared)
-        count = _count(base, config, base.weight_shape.numel())
-        self.supertuning_values = nn.Parameter(torch.zeros(count) if config.init_weights else torch.randn(count))
-        keep = config.save_precomputed_indices
-        self.register_buffer("supertuning_indices", self._choose(config, count), persistent=keep)
-        self.lora_dropout: nn.Module = nn.Identity()
+        self.count = _count(base, config, base.weight_shape.numel())
+        zeros, saved = config.init_weights, config.save_precomputed_indices
+        self.hold_entries(self.count, lambda: _extreme(base, config, self.count), zeros=zeros, saved=saved)
+        self.r = config.r
         if config.r is None:
             return
         check_rank(base, config, "r")
         self.scaling = 2.0 if config.lora_alpha is None else config.lora_alpha / config.r
         self.lora_dropout = input_dropout(base, config, "lora_dropout")
         (out, into), stack, r = base.matrix_shape, base.stack_shape, config.r
-        b = torch.zeros(*stack, out, r) if config.init_weights else uniform(*stack, out, r, fan_in=r)
         self.supertuning_lora_A = nn.ParameterDict({"weight": uniform(*stack, r, into, fan_in=into)})
+        b = zeros_or_uniform(*stack, out, r, zeros=zeros, fan_in=r)
         self.supertuning_lora_B = nn.ParameterDict({"weight": b})
-
-    def _choose(self, config: SupertuningConfig, count: int) -> Tensor:
-        """Return the entries' places, by magnitude."""
-        weight = self.base.weight()
-        if weight.is_meta or (config.save_precomputed_indices and torch.empty(0).is_meta):
-            return torch.empty(count, dtype=torch.int32)  # a file is going to bring them
-        sizes = weight.detach().abs().flatten()
-        return sizes.topk(count, largest=config.select_top).indices.to(torch.int32)
 
     def low_rank(self) -> Tensor:
         """Return s · B · A, with a rank."""
@@ -69,24 +56,25 @@ class SupertuningAdapter(WeightDelta):
 
     def delta_weight(self) -> Tensor:
         """Return S, or S + s · B · A."""
-        sparse = scattered(self.supertuning_values, self.supertuning_indices.long(), self.base.weight_shape)
-        return sparse + self.low_rank() if "supertuning_lora_A" in self._modules else sparse
+        return self.sparse_weight() + self.low_rank() if self.r else self.sparse_weight()
 
     def delta_forward(self, x: Tensor) -> Tensor:
         """Return S · x + s · B · A · dropout(x)."""
-        return with_part_dropped(self.base, super().delta_forward(x), x, self.lora_dropout, self.low_rank)
+        output = super().delta_forward(x)
+        return output + self.base.apply(self.low_rank(), self.lora_dropout(x)) if self.r else output
 
     def acts_whole(self) -> bool:
-        """Return whether nothing is dropped."""
-        return not drops(self.lora_dropout)
+        """Return whether the entries are many or there is a rank, and nothing is dropped."""
+        return not drops(self.lora_dropout) if self.r else super().acts_whole()
 
-    def before_load(self, state: Mapping[str, Tensor]) -> None:
-        """Check that the entries that a file names are in the weight."""
-        if (indices := state.get("supertuning_indices")) is not None:
-            check_places("supertuning_indices", indices, [self.base.weight_shape.numel()], self.base)
+    def entries(self) -> Entries | None:
+        """Return the places, or None with a rank: then every entry changes."""
+        return None if self.r else super().entries()
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, entries={len(self.supertuning_values)}"
+
+def _extreme(base: BaseLayer, config: SupertuningConfig, count: int) -> Tensor:
+    """Return the positions of the entries of a weight that are the largest in magnitude, or the smallest."""
+    return base.weight().detach().abs().flatten().topk(count, largest=config.select_top).indices
 
 
 def _count(base: BaseLayer, config: SupertuningConfig, size: int) -> int:

@@ -21,5 +21,6 @@ class TrainableTokensConfig(LayerConfig, method="trainable_tokens"):
     def validate(self) -> None:
         """Check the fields, and that each token is given once."""
         super().validate()
-        if len(set(self.token_indices)) != len(self.token_indices) or any(token < 0 for token in self.token_indices):
-            self.refuse("token_indices", f"must be distinct indices of tokens, got {self.token_indices!r}")
+        tokens = self.token_indices
+        if len(set(tokens)) != len(tokens) or min(tokens, default=0) < 0:
+            self.refuse("token_indices", f"must be distinct indices of tokens, got {tokens!r}")

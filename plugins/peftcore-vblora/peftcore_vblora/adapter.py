@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from peftcore.adapters.dropout import input_dropout
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.sizes import check_divisor
+from peftcore.adapters.taking import take
 from peftcore.base_layers import BaseLayer
 from peftcore.exceptions import CheckpointError
 from peftcore_vblora.bank import VectorBank
@@ -39,7 +39,6 @@ class VBLoRAAdapter(LowRankDelta):
 
     def __init__(self, base: BaseLayer, config: VBLoRAConfig, shared: VectorBank) -> None:
         super().__init__(base, config, shared)
-        self.vblora_dropout = input_dropout(base, config, "vblora_dropout")
         self.topk, self.saves_top_k = config.topk, config.save_only_topk_weights
         check_divisor(base, config, "vector_length")
         out, into = (size // config.vector_length for size in base.matrix_shape)
@@ -67,10 +66,6 @@ class VBLoRAAdapter(LowRankDelta):
         vectors = self.shared.vblora_vector_bank.to(logits)[indices]
         return (values.softmax(-1).unsqueeze(-1) * vectors).sum(-2)
 
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        return self.vblora_dropout(x)
-
     def saved_module(self) -> nn.Module:
         """Return this module; with ``save_only_topk_weights``, one that holds the small form."""
         if not self.saves_top_k:
@@ -82,15 +77,10 @@ class VBLoRAAdapter(LowRankDelta):
             saved.register_buffer(f"{name}{WEIGHTS}", weights)
         return saved
 
-    @torch.no_grad()
     def before_load(self, state: Mapping[str, Tensor]) -> None:
         """Take the logits from the small form, which :meth:`saved_module` holds for the occasion only."""
         for name in _LOGITS:
-            if {f"{name}{INDICES}", f"{name}{WEIGHTS}"} <= state.keys():
-                current = getattr(self, name)
-                logits = logits_of(state[f"{name}{INDICES}"], state[f"{name}{WEIGHTS}"], current.shape[-1])
-                if current.is_meta:
-                    setattr(self, name, nn.Parameter(logits.to(current.dtype), requires_grad=current.requires_grad))
-                else:
-                    current.copy_(logits)
+            indices, weights = state.get(name + INDICES), state.get(name + WEIGHTS)
+            if indices is not None and weights is not None:
+                take(self, name, logits_of(indices, weights, getattr(self, name).shape[-1]))
                 self.has_top_k_only = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcore.config import LayerConfig, dropout_option, layout_option, option
+from peftcore.config import LayerConfig, input_dropout_option, layout_option, option
 
 
 class VBLoRAConfig(LayerConfig, method="vblora"):
@@ -23,7 +23,7 @@ class VBLoRAConfig(LayerConfig, method="vblora"):
     save_only_topk_weights: bool = option(
         False, "Write files that hold the chosen vectors' weights alone: small, and not to be trained further."
     )
-    vblora_dropout: float = dropout_option("an entry of the input is dropped")
+    vblora_dropout: float = input_dropout_option()
     fan_in_fan_out: bool = layout_option()
     init_vector_bank_bound: float = option(
         0.02, "The bank starts uniform within ± this; zero would leave all gradients zero.", at_least=0

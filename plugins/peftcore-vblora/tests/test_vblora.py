@@ -208,9 +208,3 @@ def test_vectors_that_do_not_divide_a_layer_are_refused(length, size):
     with pytest.raises(ConfigError, match=rf"VBLoRAConfig\.vector_length: {length} does not divide the {size}"):
         get_peft_model(model, config(vector_length=length))
     before.assert_same(model, "After a config was refused", "")
-
-
-def test_dropout_is_refused_where_the_weight_is_used_as_a_whole():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    with pytest.raises(ConfigError, match=r"VBLoRAConfig\.vblora_dropout.*MultiheadAttention"):
-        get_peft_model(model, config(vblora_dropout=0.1, target_modules=["attention"]))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-from peftcore.adapters.dropout import input_dropout
-from peftcore.adapters.projections import ProjectedDelta, ProjectionPair
+from peftcore.adapters.projections import Chain, ProjectedDelta, ProjectionPair
 from peftcore.base_layers import BaseLayer
 from peftcore_vera.config import VeraConfig
 
@@ -24,30 +20,9 @@ class VeraAdapter(ProjectedDelta):
 
     def __init__(self, base: BaseLayer, config: VeraConfig, shared: ProjectionPair) -> None:
         super().__init__(base, config, shared)
-        self.vera_dropout = input_dropout(base, config, "vera_dropout")
-        self.vera_lambda_b = nn.Parameter(torch.ones(*base.stack_shape, base.matrix_shape[0]))
-        self.vera_lambda_d = nn.Parameter(torch.randn(*base.stack_shape, config.r))
-        if config.init_weights:
-            nn.init.zeros_(self.vera_lambda_b)
-            nn.init.constant_(self.vera_lambda_d, config.d_initial)
+        self.vera_lambda_b, self.vera_lambda_d = self.scales(config)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return diag(λ_d) · A and diag(λ_b) · B."""
+    def chain(self) -> Chain:
+        """Return what Δ is made of."""
         a, b = self.projections()
-        return self.vera_lambda_d.unsqueeze(-1) * a, self.vera_lambda_b.unsqueeze(-1) * b
-
-    def entering(self, x: Tensor) -> Tensor:
-        """Return the input after dropout."""
-        return self.vera_dropout(x)
-
-    def delta_forward(self, x: Tensor) -> Tensor:
-        """Return λ_b ∘ B · (λ_d ∘ A · dropout(x)).
-
-        The vectors scale features rather than matrices: training then needs no gradient in a matrix's size.
-        """
-        if self.base.groups > 1:
-            return super().delta_forward(x)
-        a, b = self.projections()
-        scale = self.base.with_features_last
-        features = scale(lambda hidden: hidden * self.vera_lambda_d, self.into_rank(a, self.entering(x)))
-        return scale(lambda output: output * self.vera_lambda_b, self.base.apply_pointwise(b, features))
+        return Chain(a, self.vera_lambda_d, b, self.vera_lambda_b)

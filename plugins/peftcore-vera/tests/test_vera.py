@@ -54,16 +54,6 @@ def test_only_the_vectors_train():
     assert sum(trained.values()) == (10 + 3) + (4 + 3)
 
 
-def test_dropout_acts_on_the_input():
-    model, frozen = adapted(vera_dropout=0.5).train(), base()[0]
-    torch.manual_seed(1)
-    dropped = model.get_base_model()[0](X)
-    torch.manual_seed(1)
-    adapter = model.get_base_model()[0].adapters["default"]
-    expected = frozen(X) + nn.functional.dropout(X, 0.5) @ adapter.delta_weight().T
-    torch.testing.assert_close(dropped, expected)
-
-
 @pytest.mark.parametrize("save_projection", [True, False])
 def test_projections_follow_the_model(save_projection):
     """They are held once, on the model's device and in its dtype, and copies have their own."""
@@ -182,11 +172,3 @@ def test_files_of_other_projections_are_refused(written, read, message):
 def test_wrong_values_are_refused_when_the_config_is_made(options, field):
     with pytest.raises(ConfigError, match=rf"VeraConfig\.{field}: "):
         VeraConfig(**options)
-
-
-def test_dropout_is_refused_where_the_weight_is_used_as_a_whole():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    before = Snapshot.of(model)
-    with pytest.raises(ConfigError, match=r"VeraConfig\.vera_dropout.*MultiheadAttention"):
-        get_peft_model(model, VeraConfig(r=2, vera_dropout=0.1, target_modules=["attention"]))
-    before.assert_same(model, "After dropout was refused", "")
