@@ -125,7 +125,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def measure(quick: bool) -> list[Grid]:
     """Time every method; with ``quick``, a few of them."""
     cases = [case for case in _cases() if not quick or case.method in ("lora", "ia3", "prompt_tuning")]
-    found = {case.method: _measured(case, 2 if quick else 5) for case in cases}
+    found = {case.method: _measured(case, 2 if quick else 3) for case in cases}
     return [
         Grid(
             ("method", *QUANTITIES),
