@@ -6,7 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 from typing_extensions import Self
 
 from peftcore.base_layers.base import DenseLayer
@@ -66,7 +71,7 @@ def _frozen_tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     hooks = inside["_forward_hooks"] or inside["_forward_pre_hooks"]
     if hooks or inside["_backward_hooks"] or inside["_backward_pre_hooks"] or "forward" in inside:
         return None
-    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks:
         return None
     parameters = inside["_parameters"]
     weight, bias = parameters.get("weight"), parameters.get("bias")
