@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from peftcore.adapted_layer import AdaptedLayer
 from peftcore.adapters.selective import Selective
-from peftcore.building import parameters_of, paused_collector
+from peftcore.building import parameters_of
 from peftcore.call_state import BASE, CallState
 from peftcore.checkpoint import LoadReport, bring_to_layers, load_adapter_state, rename_keys, saved_tensors, with_prefix
+from peftcore.collector import paused_collector
 from peftcore.compatibility import check_together
 from peftcore.config import PeftConfig
 from peftcore.exceptions import AdapterNameError, NotMergeableError
@@ -308,8 +309,7 @@ class AdaptedModel(nn.Module):
     def placements(self) -> Iterator[tuple[str, Placement]]:
         """Yield (adapter's name, part) for every part of every adapter."""
         for name, tuner in self.tuners.items():
-            for placement in tuner.placements:
-                yield name, placement
+            yield from ((name, placement) for placement in tuner.placements)
 
     # -------------------------------------------------------------------------------------------- merging
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from peftcore.adapters.base import Adapter
-from peftcore.collector import paused_collector as paused_collector
 
 #: dtypes in which training is too coarse; adapters on such layers are kept in float32 unless told otherwise.
 COARSE_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.base import Adapter
-from peftcore.building import paused_collector
+from peftcore.collector import paused_collector
 from peftcore.exceptions import CheckpointError
 from peftcore.progress import progress
 from peftcore.registry import registry

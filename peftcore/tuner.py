@@ -22,15 +22,9 @@ from peftcore.auxiliary import plan_auxiliary
 from peftcore.base_layers.base import BaseLayer
 from peftcore.base_layers.parameter import ParameterLayer
 from peftcore.base_layers.rows import parts_of
-from peftcore.building import (
-    adapter_dtype,
-    has_unsaved_tensors,
-    making_tensors_on,
-    parameters_of,
-    paused_collector,
-    settle_dtype,
-)
+from peftcore.building import adapter_dtype, has_unsaved_tensors, making_tensors_on, parameters_of, settle_dtype
 from peftcore.call_state import CallState
+from peftcore.collector import paused_collector
 from peftcore.config import LayerConfig, PeftConfig
 from peftcore.exceptions import ConfigError, UnsupportedLayerError
 from peftcore.method import PeftMethod

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcore.adapters.dropout import input_dropout, with_part_dropped
+from peftcore.adapters.formed_deltas import FINE
 from peftcore.adapters.low_rank import LowRankDelta
 from peftcore.adapters.sizes import check_rank
 from peftcore.adapters.thin_products import is_watched
@@ -66,7 +67,7 @@ class DeftAdapter(LowRankDelta):
     def delta_beside(self, frozen: Tensor, x: Tensor) -> Tensor:
         """Return the same by way of W · x, which the layer has made already, while that is smaller than W."""
         matrix = self.base.plain_matrix()
-        fine = frozen.dtype == x.dtype and x.dtype in (torch.float32, torch.float64)
+        fine = frozen.dtype == x.dtype and x.dtype in FINE
         if is_watched() or matrix is None or self.base.kept or not fine or frozen.numel() > matrix[0].numel():
             return self.delta_forward(x)
         (q, f), (_, bias), r = self.subspace(), matrix, self.deft_R
